@@ -1,0 +1,1 @@
+"""The page: Gradio Blocks, our own elements, theme and translations. A view; it holds no state."""
