@@ -1,0 +1,165 @@
+"""The full-size architecture on a real GPU: saved to and loaded from a diffusers folder, then drawn with.
+
+    python -m bench.full_size FOLDER [--runs 5]
+
+The weights are random (speed and memory do not depend on their values), the sizes are those of Z-Image-Turbo: a 6.15 B
+transformer in fp32 shards, as the hub has it, a Qwen3-4B text encoder in bf16 and the Flux VAE. The folder (33 GB) is
+built once. Pictures are made by `zimage-ui generate --json`, each in a process of its own, then several in one process,
+for medians. Writes bench/results/full_size.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.report import write_result
+
+PROMPT = "A lighthouse on a cliff at dusk, waves breaking below, warm light in the window"
+TEXT_ENCODER_CONFIG = {
+    "vocab_size": 151_936, "hidden_size": 2_560, "intermediate_size": 9_728, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960,
+    "rope_theta": 1_000_000.0, "tie_word_embeddings": True,
+}  # fmt: skip
+VAE_CONFIG = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 2, "norm_num_groups": 32,
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+    "use_quant_conv": False, "use_post_quant_conv": False, "sample_size": 1024,
+}  # fmt: skip
+
+
+def build(folder: Path) -> float:
+    """Write the full-size random model to `folder` in diffusers layout; returns the seconds it took."""
+    import torch
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    from zimage_ui.generator.untrained import build_untrained_model
+
+    begun = time.perf_counter()
+    build_untrained_model(folder)  # tokenizer, scheduler, model_index.json; its small weights are replaced below
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def fill(model: torch.nn.Module) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim >= 2:
+                    parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+                elif "norm" not in name and name.endswith("weight"):
+                    parameter.fill_(1)
+
+    def replace(part: str, model: Any) -> None:
+        for old in (folder / part).glob("*"):
+            old.unlink()
+        model.save_pretrained(folder / part, max_shard_size="9GB")
+        del model
+        torch.cuda.empty_cache()
+
+    with torch.device("cuda"):
+        transformer = ZImageTransformer2DModel(cap_feat_dim=2_560)
+    fill(transformer)
+    replace("transformer", transformer)
+    del transformer
+    with torch.device("cuda"):
+        text_encoder = Qwen3Model(Qwen3Config(**TEXT_ENCODER_CONFIG)).to(torch.bfloat16)
+    fill(text_encoder)
+    replace("text_encoder", text_encoder)
+    del text_encoder
+    with torch.device("cuda"):
+        vae = AutoencoderKL(**VAE_CONFIG)
+    fill(vae)
+    replace("vae", vae)
+    marker = {"name": "Z-Image-Turbo architecture, random weights", "trained": False, "profile": "turbo"}
+    (folder / "zimage_ui.json").write_text(json.dumps(marker), "utf-8")
+    return time.perf_counter() - begun
+
+
+def through_the_cli(folder: Path, side: int, output: Path, *flags: str) -> dict[str, Any]:
+    """One picture by `zimage-ui generate --json` in a process of its own; adds the process's wall time."""
+    command = [sys.executable, "-m", "zimage_ui", "generate", PROMPT, "--model", str(folder), "--seed", "7"]
+    command += ["--width", str(side), "--height", str(side), "--output", str(output), "--json", *flags]
+    begun = time.perf_counter()
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}:\n{run.stderr}")
+    return {"command": command[2:], "process_s": round(time.perf_counter() - begun, 3), **json.loads(run.stdout)}
+
+
+def in_one_process(folder: Path, sides: list[int], runs: int) -> dict[str, Any]:
+    """Medians of stage times over `runs` new prompts a size, in one warm process."""
+    from zimage_ui.generator.zimage import ZImageGenerator
+    from zimage_ui.request import GenerationRequest
+
+    generator = ZImageGenerator(str(folder), cache_dir=folder.parent, embedding_cache_bytes=2**28)
+    begun = time.perf_counter()
+    info = generator.load(lambda _: None)
+    loaded = time.perf_counter()
+    generator.warmup(lambda _: None)
+    figures: dict[str, Any] = {
+        "dtype": f"{info.dtype}: {info.dtype_reason}",
+        "memory_plan": f"{info.memory_plan}: {info.memory_plan_reason}",
+        "load_s": round(loaded - begun, 2),
+        "warmup_s": round(time.perf_counter() - loaded, 2),
+        "sizes": {},
+    }
+    for side in sides:
+        rows, walls, previews, result = [], [], [], None
+        for run in range(-1, runs):
+            request = GenerationRequest(prompt=f"{PROMPT}, take {run}", width=side, height=side, seed=run + 1)
+            started = time.perf_counter()
+            result = generator.generate(request)
+            if run >= 0:  # the first of a size is its warm-up
+                walls.append((time.perf_counter() - started) * 1e3)
+                rows.append({str(stage): ms for stage, ms in result.stage_ms.items()})
+                previews.append(result.preview_ms)
+        stages = {stage: round(statistics.median(row[stage] for row in rows), 2) for stage in rows[0]}
+        accounted = [sum(row.values()) for row in rows]
+        figures["sizes"][f"{side}x{side}"] = {
+            "median_stage_ms": stages,
+            "median_wall_ms": round(statistics.median(walls), 2),
+            "wall_stdev_ms": round(statistics.stdev(walls), 2),
+            "median_other_pct": round(
+                statistics.median(100 * (wall - known) / wall for wall, known in zip(walls, accounted, strict=True)), 3
+            ),
+            "median_preview_ms": round(statistics.median(previews), 2),
+            "nfe": result.nfe if result else None,
+            "memory": {
+                "allocated_peak_gib": round(result.memory.allocated_peak_bytes / 2**30, 2),
+                "reserved_peak_gib": round(result.memory.reserved_peak_bytes / 2**30, 2),
+            }
+            if result and result.memory
+            else None,
+        }
+    generator.close()
+    return figures
+
+
+def main() -> None:
+    """Build the folder if needed, measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 768, 1024, 1536])
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder.absolute()
+    figures: dict[str, Any] = {"prompt": PROMPT, "weights": "random, full size"}
+    if not (folder / "zimage_ui.json").is_file():
+        figures["build_s"] = round(build(folder), 1)
+    figures["size_gib"] = round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30, 2)
+    figures["generate_json_cold"] = through_the_cli(folder, 1024, folder.parent / "cold.png")
+    figures["generate_json_warm"] = through_the_cli(folder, 1024, folder.parent / "warm.png", "--warmup")
+    figures["one_process"] = in_one_process(folder, arguments.sides, arguments.runs)
+    print(json.dumps(figures, indent=2))
+    print(write_result("full_size", figures, "torch", "diffusers", "transformers", "safetensors"))
+
+
+if __name__ == "__main__":
+    main()
