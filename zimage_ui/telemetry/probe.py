@@ -69,7 +69,8 @@ class Snapshot:
     Attributes:
         at_s: monotonic seconds; `unix_s` the same instant for people.
         gpus: empty when there is none that NVML can see.
-        gpu_note: a plain statement why there are no GPU numbers ("" when there are).
+        gpu_note: a plain statement why there are no GPU numbers, or what they lack ("" when all is well).
+        gpu_lost: a card of this process has stopped answering; work on it cannot be trusted to end.
         host: always there.
     """
 
@@ -77,6 +78,7 @@ class Snapshot:
     unix_s: float
     gpus: tuple[GpuReading, ...] = ()
     gpu_note: str = ""
+    gpu_lost: bool = False
     host: HostReading = field(default_factory=HostReading)
 
 
