@@ -1,4 +1,4 @@
-"""From process start to /livez, the page and ready, over real HTTP: `python -m bench.startup [--runs 5] [--model auto]`.
+"""From process start to /livez, the page and ready, over real HTTP: `python -m bench.startup [--runs 5]`.
 
 Each run starts `python app.py` in a new process on a free port and asks without pause from the start. The first run
 may build the small untrained model; it is reported apart. Writes bench/results/startup.json.

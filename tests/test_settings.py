@@ -1,0 +1,103 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from zimage_ui.errors import SettingsError
+from zimage_ui.request import ImageFormat
+from zimage_ui.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("ZIMAGE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults_listen_on_this_machine_alone():
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 7860, "auto")
+    assert settings.output_dir == Path.cwd() / "outputs"
+
+
+def test_options_weigh_more_than_the_environment_and_that_more_than_the_file(monkeypatch, tmp_path):
+    (tmp_path / "zimage-ui.toml").write_text('port = 1111\nmodel = "from-file"\nimage_format = "webp"\n')
+    monkeypatch.setenv("ZIMAGE_PORT", "2222")
+    monkeypatch.setenv("ZIMAGE_MODEL", "from-environment")
+    settings = load_settings(port=3333, model=None)
+    assert (settings.port, settings.model, settings.image_format) == (3333, "from-environment", ImageFormat.WEBP)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.20", "::", "example.org", ""])
+def test_addresses_that_others_reach_are_refused(host):
+    with pytest.raises(SettingsError) as error:
+        load_settings(host=host)
+    assert repr(host) in error.value.message
+    assert "ZIMAGE_HOST" in error.value.hint
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_addresses_of_this_machine_are_taken(host):
+    assert load_settings(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ZIMAGE_PORT", "70000"), ("ZIMAGE_PORT", "x"), ("ZIMAGE_QUEUE_SIZE", "0"), ("ZIMAGE_LANGUAGE", "tlh"),
+        ("ZIMAGE_IMAGE_FORMAT", "bmp"), ("ZIMAGE_TELEMETRY_INTERVAL_S", "0"), ("ZIMAGE_SAVER_THREADS", "-1"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_told_with_its_name_and_itself(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert value in error.value.message
+    assert name in error.value.hint
+
+
+def test_a_misspelt_variable_is_told(monkeypatch):
+    monkeypatch.setenv("ZIMAGE_OUTPUTDIR", "/tmp/x")
+    with pytest.raises(SettingsError, match="ZIMAGE_OUTPUTDIR"):
+        load_settings()
+
+
+def test_a_misspelt_name_in_the_file_is_told(tmp_path):
+    (tmp_path / "zimage-ui.toml").write_text("prot = 1\n")
+    with pytest.raises(SettingsError, match="prot"):
+        load_settings()
+
+
+def test_a_file_that_is_not_toml_is_told(tmp_path):
+    (tmp_path / "zimage-ui.toml").write_text("port = = 1\n")
+    with pytest.raises(SettingsError, match=re.escape("zimage-ui.toml cannot be read")):
+        load_settings()
+
+
+def test_folders_become_absolute_and_home_is_expanded():
+    settings = load_settings(output_dir=Path("~/pictures"), cache_dir=Path("cache"))
+    assert settings.output_dir == Path.home() / "pictures"
+    assert settings.cache_dir == Path.cwd() / "cache"
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+def test_the_readme_lists_every_setting_with_its_default_and_meaning():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = {
+        match["name"]: (match["default"], match["text"])
+        for match in re.finditer(r"^\| `(?P<name>ZIMAGE_\w+)` \| `(?P<default>[^`]*)` \| (?P<text>.*) \|$", readme, re.M)
+    }
+    assert set(rows) == {f"ZIMAGE_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        default = getattr(field.default, "value", field.default)
+        assert rows[f"ZIMAGE_{name.upper()}"] == (str(default), field.description)
