@@ -1,0 +1,170 @@
+"""The one thread that owns the GPU: loads the model, warms it up, then takes jobs until the queue is closed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from zimage_ui.errors import DeviceLostError, GenerationError, JobCancelledError, ZImageError
+from zimage_ui.events import Event, JobCancelled, JobFailed, Sampled, StageStarted, StepDone
+from zimage_ui.generator.base import GenerationListener, GenerationResult, Generator
+from zimage_ui.jobs.board import Board
+from zimage_ui.jobs.queue import Job, JobQueue
+from zimage_ui.jobs.readiness import LOADED_AT, WARMED_AT, ReadinessReporter
+from zimage_ui.jobs.saving import JobSaving, MadeJob
+from zimage_ui.request import Preview
+from zimage_ui.stages import Stage
+from zimage_ui.storage.saver import Saver
+
+logger = logging.getLogger(__name__)
+
+FatalHook = Callable[[ZImageError], None]
+
+
+class Worker:
+    """Runs one generator on one thread of its own.
+
+    A job that fails leaves the worker alive. A model that cannot be loaded and a device that is lost end it: the
+    readiness says FAILED, and `on_fatal` is called once, on this thread, with the reason.
+    """
+
+    def __init__(
+        self, generator: Generator, queue: JobQueue, board: Board, saver: Saver, *, on_fatal: FatalHook
+    ) -> None:
+        self._generator = generator
+        self._queue = queue
+        self._board = board
+        self._saver = saver
+        self._on_fatal = on_fatal
+        self._stopping = threading.Event()
+        # A daemon: a call into a driver that never returns must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, which begins to load at once."""
+        self._thread.start()
+
+    def stop_warming(self) -> None:
+        """End the warm-up at its next report of progress; a worker that is ready does not care."""
+        self._stopping.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end (its queue has to be closed); False when it still runs."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        readiness = ReadinessReporter(self._board.publish_readiness, self._stopping)
+        error = self._prepare(readiness) or self._work()
+        if error is not None:
+            logger.error("no more pictures can be made: %s", error)
+            readiness.failed(error)
+            self._on_fatal(error)
+        if not isinstance(error, DeviceLostError):  # a lost device would only raise again
+            self._release()
+
+    def _prepare(self, readiness: ReadinessReporter) -> ZImageError | None:
+        """Load, make one full pass, save one picture; returns why that failed."""
+        try:
+            with _in_one_tree():
+                self._board.publish_model(self._generator.load(readiness.part(0.0, LOADED_AT)))
+                self._generator.warmup(readiness.part(LOADED_AT, WARMED_AT))
+                readiness.saving()
+                self._saver.self_check()
+        except JobCancelledError:
+            return None  # the service is stopping: the closed queue ends the worker
+        except ZImageError as error:
+            return _without_frames(error)
+        readiness.ready()
+        return None
+
+    def _work(self) -> ZImageError | None:
+        """Take jobs until the queue is closed; returns the error when the device is lost."""
+        while (job := self._queue.take()) is not None:
+            self._board.publish_order(self._queue.order)
+            error = self._make(job)
+            if isinstance(error, DeviceLostError):
+                return error
+        return None
+
+    def _make(self, job: Job) -> ZImageError | None:
+        """Make one job's pictures and hand them over for saving; returns why that failed."""
+        listener = _JobListener(job.job_id, self._board.publish)
+        try:
+            with _in_one_tree():
+                result = self._generator.generate(job.request, listener, job.cancel)
+                self._hand_over(job, result, begun_at_s=listener.begun_at_s, made_at_s=time.monotonic())
+        except JobCancelledError:
+            self._board.publish(JobCancelled(job_id=job.job_id))
+        except ZImageError as error:
+            logger.error("job %s failed: %s", job.job_id, error)
+            self._board.publish(JobFailed(job_id=job.job_id, error=_without_frames(error)))
+            return error
+        return None
+
+    def _hand_over(self, job: Job, result: GenerationResult, *, begun_at_s: float, made_at_s: float) -> None:
+        model = self._generator.info
+        if model is None or not job.keep():
+            raise JobCancelledError("The job was cancelled.")
+        self._board.publish(
+            Sampled(
+                job_id=job.job_id,
+                nfe=result.nfe,
+                embedding_cache_hit=result.embedding_cache_hit,
+                prompt_tokens=result.prompt_tokens,
+                truncated_tokens=result.truncated_tokens,
+                preview_ms=result.preview_ms,
+            )
+        )
+        self._board.publish(StageStarted(job_id=job.job_id, stage=Stage.SAVE, at_s=made_at_s))
+        made = MadeJob(job=job, result=result, model=model, begun_at_s=begun_at_s, made_at_s=made_at_s)
+        JobSaving(made, self._board.publish).submit_to(self._saver)
+
+    def _release(self) -> None:
+        try:
+            with _in_one_tree():
+                self._generator.close()
+        except ZImageError as error:
+            logger.warning("the generator could not be closed: %s", error)
+
+
+class _JobListener(GenerationListener):
+    """Publishes what the generator says about one job."""
+
+    def __init__(self, job_id: str, publish: Callable[[Event], None]) -> None:
+        self._job_id = job_id
+        self._publish = publish
+        self.begun_at_s = 0.0
+
+    def stage_started(self, stage: Stage) -> None:
+        now_s = time.monotonic()
+        self.begun_at_s = self.begun_at_s or now_s
+        self._publish(StageStarted(job_id=self._job_id, stage=stage, at_s=now_s))
+
+    def step_done(self, step: int, num_steps: int, preview: Preview | None) -> None:
+        self._publish(StepDone(job_id=self._job_id, step=step, num_steps=num_steps, preview=preview))
+
+
+@contextmanager
+def _in_one_tree() -> Iterator[None]:
+    """Map whatever a generator or saver should not have raised to a `GenerationError`; the log gets all of it."""
+    try:
+        yield
+    except ZImageError:
+        raise
+    except Exception as error:
+        logger.exception("unexpected %s", type(error).__name__)
+        raise GenerationError(
+            f"Something unexpected went wrong: {type(error).__name__}: {error}",
+            "The service goes on; its log has the details.",
+        ) from error
+
+
+def _without_frames(error: ZImageError) -> ZImageError:
+    """The error without its traceback, whose frames would keep latents and pixels in memory as long as it is kept."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
