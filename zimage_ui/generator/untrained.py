@@ -30,6 +30,9 @@ MARKER_FILE = "zimage_ui.json"
 
 # The streams behind every tensor start here; a change of any rule below must raise it.
 _RECIPE = 1
+# See _draw.
+_QUERY_KEY_SCALE = 1.5
+_DENOISING = 0.8
 
 # Qwen3's template without tools: `enable_thinking=True` leaves the thinking to the model, False closes it at once.
 _CHAT_TEMPLATE = (
@@ -247,8 +250,7 @@ def _write_part(folder: Path, stem: str, model: Any, size: UntrainedSize, seed: 
     ]
     for name, shapes in zip(names, shards, strict=True):
         tensors = {
-            key: _draw(f"{_RECIPE}/{seed}/{folder.name}/{key}", key, shape).to(size.dtype)
-            for key, shape in shapes.items()
+            key: _draw(f"{_RECIPE}/{seed}/{folder.name}/", key, shape).to(size.dtype) for key, shape in shapes.items()
         }
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if len(shards) > 1:
@@ -275,18 +277,45 @@ def _shards(state: dict[str, torch.Tensor], size: UntrainedSize) -> Iterator[dic
 
 
 def _draw(stream: str, key: str, shape: torch.Size) -> torch.Tensor:
-    """The values of one tensor.
+    """The values of the tensor `key`, whose random numbers come from `stream` + its name.
 
     Norm weights are 1 and biases 0; matrices and kernels are normal with variance 1 / fan-in, so that activations
-    keep their scale through any depth; embeddings and pad tokens are unit normal, so that words differ.
+    keep their scale through any depth; embeddings and pad tokens are unit normal, so that words differ. Three rules
+    turn what would be noise on noise into a picture that follows its prompt:
+
+    * queries and keys are scaled, so that attention picks some words (beyond `_QUERY_KEY_SCALE` it becomes chaotic:
+      a rounding error in the prompt's embedding then grows into another picture);
+    * the last layer subtracts what the first one read, so that sampling removes most of the noise;
+    * the VAE's kernels are smooth, so that latents become soft patches of colour.
     """
     if len(shape) == 1:
-        return torch.zeros(shape) if key.endswith("bias") else torch.ones(shape)
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big"))
-    values = torch.randn(shape, generator=generator)
+        if key.endswith("bias"):
+            return torch.zeros(shape)
+        return torch.full(shape, _QUERY_KEY_SCALE if key.endswith(("norm_q.weight", "norm_k.weight")) else 1.0)
+    values = _normal(stream + key, shape)
     if "embed_tokens" in key or key.endswith("pad_token"):
         return values
-    return values / math.sqrt(math.prod(shape[1:]))
+    if key.startswith("all_x_embedder."):
+        return 2 * _orthonormal(values)
+    values /= math.sqrt(math.prod(shape[1:]))
+    if key.startswith("all_final_layer.") and key.endswith(".linear.weight"):
+        patch = key.split(".")[1]
+        read = _orthonormal(_normal(f"{stream}all_x_embedder.{patch}.weight", torch.Size((shape[1], shape[0]))))
+        return values / 2 - _DENOISING * read.T
+    if shape[2:] == (3, 3):
+        stencil = torch.tensor([1.0, 2.0, 1.0]) / 4
+        return 3 * values[:, :, :1, :1] * torch.outer(stencil, stencil)
+    return values
+
+
+def _normal(stream: str, shape: torch.Size) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _orthonormal(values: torch.Tensor) -> torch.Tensor:
+    """A matrix of orthonormal columns that span those of `values` (Gram-Schmidt by way of QR)."""
+    return torch.linalg.qr(values)[0].contiguous()
 
 
 def _write_tokenizer(folder: Path) -> None:
