@@ -6,7 +6,7 @@ edge (page, API, command line) to the generator.
 
 from __future__ import annotations
 
-import math
+import reprlib
 import secrets
 import unicodedata
 from dataclasses import dataclass, replace
@@ -53,9 +53,23 @@ class ImageFormat(StrEnum):
         return f"image/{self.value}"
 
 
+# What leaves no mark on its own: controls, format characters (zero width, bidi), and every kind of blank.
+_UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: its `repr`, cut short, whatever its size."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to write out integers of more than 4,300 digits
+        return f"a {type(value).__name__} of thousands of digits"
+
+
 def _whole(value: Any, param: str, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequestError(f"{param} is {value!r}; it must be a whole number from {low} to {high}.", param=param)
+        raise InvalidRequestError(
+            f"{param} is {_shown(value)}; it must be a whole number from {low} to {high}.", param=param
+        )
 
 
 def _side(value: Any, param: str) -> None:
@@ -70,12 +84,7 @@ def _side(value: Any, param: str) -> None:
 def _text(value: Any, param: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequestError(f"{param} is of type {type(value).__name__}; it must be text.", param=param)
-    if len(value) > MAX_PROMPT_CHARS:
-        raise InvalidRequestError(
-            f"{param} has {len(value):,} characters; at most {MAX_PROMPT_CHARS:,} are taken.",
-            "The model reads only the first few hundred words: shorten it.",
-            param=param,
-        )
+    _short_enough(value, param)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -84,7 +93,18 @@ def _text(value: Any, param: str) -> str:
             "Type that character again.",
             param=param,
         ) from None
-    return unicodedata.normalize("NFC", value)
+    composed = unicodedata.normalize("NFC", value)
+    _short_enough(composed, param)  # a few characters become two: what is valid has to stay so in every copy
+    return composed
+
+
+def _short_enough(text: str, param: str) -> None:
+    if len(text) > MAX_PROMPT_CHARS:
+        raise InvalidRequestError(
+            f"{param} has {len(text):,} characters; at most {MAX_PROMPT_CHARS:,} are taken.",
+            "The model reads only the first few hundred words: shorten it.",
+            param=param,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +112,7 @@ class GenerationRequest:
     """One request for one or more pictures of the same prompt.
 
     Attributes:
-        prompt: NFC-normalised; 1 to `MAX_PROMPT_CHARS` characters, not only blanks.
+        prompt: NFC-normalised; 1 to `MAX_PROMPT_CHARS` characters, one of them at least visible.
         negative_prompt: used only when `guidance_scale` > 0.
         width, height: pixels, multiples of 16 from 64 to 2048.
         num_inference_steps: steps asked for, 1 to 100.
@@ -122,7 +142,7 @@ class GenerationRequest:
         put = partial(object.__setattr__, self)  # frozen: normalised once, here
         put("prompt", _text(self.prompt, "prompt"))
         put("negative_prompt", _text(self.negative_prompt, "negative_prompt"))
-        if not self.prompt.strip():
+        if all(unicodedata.category(character) in _UNSEEN for character in self.prompt):
             raise InvalidRequestError("The prompt is empty.", "Say what the picture should show.", param="prompt")
         _side(self.width, "width")
         _side(self.height, "height")
@@ -135,13 +155,15 @@ class GenerationRequest:
             _whole(self.seed, "seed", 0, MAX_SEED - self.num_images_per_prompt + 1)
         put("scheduler", self._choice(SchedulerName, "scheduler"))
         put("image_format", self._choice(ImageFormat, "image_format"))
+        if not isinstance(self.preview, bool):
+            raise InvalidRequestError(f"preview is {_shown(self.preview)}; it must be true or false.", param="preview")
 
     def _guidance(self) -> float:
         value: Any = self.guidance_scale
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not 0 <= value <= MAX_GUIDANCE_SCALE:
+        if not number or not 0 <= value <= MAX_GUIDANCE_SCALE:  # NaN is not within it either
             raise InvalidRequestError(
-                f"guidance_scale is {value!r}; it must be a number from 0 (off) to {MAX_GUIDANCE_SCALE:g}.",
+                f"guidance_scale is {_shown(value)}; it must be a number from 0 (off) to {MAX_GUIDANCE_SCALE:g}.",
                 param="guidance_scale",
             )
         return float(value)
@@ -152,7 +174,7 @@ class GenerationRequest:
             return choices(value)
         except ValueError:
             offered = ", ".join(choices)
-            raise InvalidRequestError(f"{param} is {value!r}; choose one of: {offered}.", param=param) from None
+            raise InvalidRequestError(f"{param} is {_shown(value)}; choose one of: {offered}.", param=param) from None
 
     def with_seed(self) -> GenerationRequest:
         """The same request with a seed: its own, or one drawn at random below 2**32."""

@@ -76,16 +76,21 @@ class Timings:
 
     @classmethod
     def account(cls, *, queue_ms: float, stage_ms: Mapping[Stage, float], total_ms: float) -> Timings:
-        """Build the account from its measured parts; `other_ms` is the remainder (never below zero)."""
+        """Build the account from its measured parts; `other_ms` is the remainder (never below zero).
+
+        A GPU's clock and the host's disagree by microseconds: where the parts come to more than `total_ms`, their sum
+        is the total.
+        """
         parts = {stage: stage_ms.get(stage, 0.0) for stage in Stage}
+        accounted_ms = queue_ms + sum(parts.values())
         return cls(
             queue_ms=queue_ms,
             encode_ms=parts[Stage.ENCODE],
             sample_ms=parts[Stage.SAMPLE],
             decode_ms=parts[Stage.DECODE],
             save_ms=parts[Stage.SAVE],
-            other_ms=max(0.0, total_ms - queue_ms - sum(parts.values())),
-            total_ms=total_ms,
+            other_ms=max(0.0, total_ms - accounted_ms),
+            total_ms=max(total_ms, accounted_ms),
         )
 
     def as_dict(self) -> dict[str, float]:
