@@ -123,4 +123,11 @@ class Sampler:
         self._latest = snapshot
         self.history.append(snapshot)
         for subscription in self._subscriptions:
+            self._wake(subscription)
+
+    def _wake(self, subscription: SamplerSubscription) -> None:
+        try:
             subscription.wake()
+        except RuntimeError:  # what an event loop that has been closed raises: nobody is there any more
+            _log.debug("A subscriber could not be woken and is dropped.", exc_info=True)
+            subscription.close()
