@@ -16,7 +16,7 @@ from zimage_ui.errors import StorageError, ZImageError
 from zimage_ui.events import Event, JobFailed, JobFinished, PictureReady, PictureRef, PictureSaved
 from zimage_ui.generator.base import GenerationResult, ModelInfo
 from zimage_ui.jobs.queue import Job
-from zimage_ui.request import GeneratedImage
+from zimage_ui.request import GeneratedImage, GenerationRequest
 from zimage_ui.stages import Stage, Timings
 from zimage_ui.storage.files import new_picture_id
 from zimage_ui.storage.metadata import PictureMetadata
@@ -60,41 +60,48 @@ class MadeJob:
 
         The time of saving cannot be in the file that is being saved; the job's record has it.
         """
-        result, model = self.result, self.model
-        return PictureMetadata(
-            picture_id=new_picture_id(),
-            created_at=datetime.now().astimezone(),
-            request=replace(self.job.request, seed=image.seed, num_images_per_prompt=1),
-            index=image.index,
-            nfe=result.nfe,
-            model_name=model.name,
-            model_fingerprint=model.fingerprint,
-            model_trained=model.trained,
-            dtype=model.dtype,
-            versions=dict(model.versions),
-            timings_ms={
-                "queue": round(self.queue_ms, 3),
-                **{stage.value: round(spent_ms, 3) for stage, spent_ms in result.stage_ms.items()},
-            },
-            prompt_tokens=result.prompt_tokens,
-            truncated_tokens=result.truncated_tokens,
-        )
+        return picture_metadata(image, self.job.request, self.result, self.model, queue_ms=self.queue_ms)
+
+
+def picture_metadata(
+    image: GeneratedImage, request: GenerationRequest, result: GenerationResult, model: ModelInfo, *, queue_ms: float
+) -> PictureMetadata:
+    """What is kept with `image`, one of those that `model` made of `request`; its id and its time are of now."""
+    spent_ms = {"queue": queue_ms, **{stage.value: spent_ms for stage, spent_ms in result.stage_ms.items()}}
+    return PictureMetadata(
+        picture_id=new_picture_id(),
+        created_at=datetime.now().astimezone(),
+        request=replace(request, seed=image.seed, num_images_per_prompt=1),
+        index=image.index,
+        nfe=result.nfe,
+        model_name=model.name,
+        model_fingerprint=model.fingerprint,
+        model_trained=model.trained,
+        dtype=model.dtype,
+        versions=dict(model.versions),
+        timings_ms={name: round(milliseconds, 3) for name, milliseconds in spent_ms.items()},
+        prompt_tokens=result.prompt_tokens,
+        truncated_tokens=result.truncated_tokens,
+    )
 
 
 class JobSaving:
     """The saving of one job: publishes each picture as it becomes ready and safe, and with the last one the end."""
 
     def __init__(self, made: MadeJob, publish: Callable[[Event], None]) -> None:
-        self._made = made
+        # Without the pixels: each order has its own, and whoever keeps a callback must not keep all of them.
+        self._images = made.result.images
+        self._made = replace(made, result=replace(made.result, images=()))
         self._publish = publish
         self._job_id = made.job.job_id
         self._lock = threading.Lock()
-        self._count = self._open = len(made.result.images)
+        self._count = self._open = len(self._images)
         self._errors: list[ZImageError] = []
 
     def submit_to(self, saver: Saver) -> None:
         """Order every picture to be saved; waits when the saver has too many before them."""
-        for image in self._made.result.images:
+        images, self._images = self._images, ()
+        for image in images:
             try:
                 saver.submit(self._order(image))
             except ZImageError as error:  # a saver that takes no more: the other pictures still get their end
@@ -139,6 +146,6 @@ class JobSaving:
 
     def _summary(self) -> ZImageError:
         first = self._errors[0]
-        what = "The picture" if self._count == 1 else f"{len(self._errors)} of {self._count} pictures"
-        hint = "It was made and can be kept from the page for as long as the page shows it."
-        return StorageError(f"{what} could not be saved: {first.message}", f"{first.hint} {hint}".strip())
+        what = "The picture was" if self._count == 1 else f"All {self._count} pictures were"
+        which = "it" if self._count == 1 else f"{len(self._errors)} of them"
+        return StorageError(f"{what} made and can be seen, but {which} could not be saved: {first.message}", first.hint)
