@@ -14,5 +14,8 @@ else
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-$as_root apt-get update -qq
-$as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+$as_root apt-get update -qq >/dev/null 2>&1 || true
+$as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 || {
+    echo "apt-get could not install: $*" >&2
+    exit 1
+}

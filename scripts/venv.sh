@@ -19,7 +19,7 @@ find_python() {
 if [ ! -x .venv/bin/python ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     rm -rf .venv
-    if ! "$python" -m venv .venv 2>/dev/null; then
+    if ! "$python" -m venv .venv >/dev/null 2>&1; then
         # Debian and Ubuntu keep venv in a package of its own.
         rm -rf .venv
         package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
@@ -29,6 +29,7 @@ if [ ! -x .venv/bin/python ] || ! .venv/bin/python -m pip --version >/dev/null 2
     fi
 fi
 
+echo "Installing into .venv; the first time takes some minutes." >&2
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 # PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA driver, PyTorch's own CPU build is tried first;
@@ -36,7 +37,7 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 if ! command -v nvidia-smi >/dev/null 2>&1 && ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     torch=$(grep '^torch==' constraints.txt)
     pip install --quiet --no-deps --retries 1 --timeout 20 \
-        --index-url https://download.pytorch.org/whl/cpu "$torch" ||
+        --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
         echo "The CPU build of torch cannot be had; taking PyPI's, which is much larger." >&2
 fi
 

@@ -95,7 +95,9 @@ def test_the_readme_lists_every_setting_with_its_default_and_meaning():
     readme = (ROOT / "README.md").read_text("utf-8")
     rows = {
         match["name"]: (match["default"], match["text"])
-        for match in re.finditer(r"^\| `(?P<name>ZIMAGE_\w+)` \| `(?P<default>[^`]*)` \| (?P<text>.*) \|$", readme, re.M)
+        for match in re.finditer(
+            r"^\| `(?P<name>ZIMAGE_\w+)` \| `(?P<default>[^`]*)` \| (?P<text>.*) \|$", readme, re.M
+        )
     }
     assert set(rows) == {f"ZIMAGE_{name.upper()}" for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():

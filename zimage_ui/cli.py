@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
@@ -110,7 +111,7 @@ def serve(**options: Any) -> None:
     settings = load_settings(**options)  # a wrong setting is told before anything heavy is imported
     from zimage_ui.runtime import serve as run_service
 
-    raise typer.Exit(run_service(settings))
+    raise typer.Exit(run_service(settings, tell=partial(print, flush=True)))
 
 
 # Public option -> field of GenerationRequest, where the names differ.
@@ -142,7 +143,8 @@ _GENERATE_PARAMETERS = [
 @_command(_GENERATE_PARAMETERS)
 def generate(**options: Any) -> None:
     """Make pictures without the page."""
-    from zimage_ui.runtime import Errand, run_errand
+    from zimage_ui.errand import Errand
+    from zimage_ui.runtime import run_errand
 
     wanted = {
         _REQUEST_FIELDS.get(parameter.name, parameter.name): options.pop(parameter.name)

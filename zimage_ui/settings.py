@@ -121,5 +121,10 @@ def quiet_third_parties() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def visible_cuda_devices() -> str | None:
+    """The value of `CUDA_VISIBLE_DEVICES`; None when it is not set."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def _our_variables() -> list[str]:
     return [name.removeprefix(ENV_PREFIX).lower() for name in os.environ if name.startswith(ENV_PREFIX)]
