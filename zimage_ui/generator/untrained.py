@@ -289,9 +289,8 @@ def _draw(stream: str, key: str, shape: torch.Size) -> torch.Tensor:
     * the VAE's kernels are smooth, so that latents become soft patches of colour.
     """
     if len(shape) == 1:
-        if key.endswith("bias"):
-            return torch.zeros(shape)
-        return torch.full(shape, _QUERY_KEY_SCALE if key.endswith(("norm_q.weight", "norm_k.weight")) else 1.0)
+        scales_attention = key.endswith(("norm_q.weight", "norm_k.weight"))
+        return torch.full(shape, 0.0 if key.endswith("bias") else _QUERY_KEY_SCALE if scales_attention else 1.0)
     values = _normal(stream + key, shape)
     if "embed_tokens" in key or key.endswith("pad_token"):
         return values
