@@ -47,9 +47,14 @@ class TestSubmitting:
         assert room.service.queue_length == 3
 
     def test_places_move_up_as_jobs_are_taken(self, room):
-        first = room.running()
+        first = room.running(num_inference_steps=1)
         second, third = room.submit(), room.submit()
         assert [room.record(job_id).position for job_id in (first, second, third)] == [None, 0, 1]
+        first_gate = room.generator.gate
+        room.hold()
+        first_gate.set()
+        room.wait_for_phase(second, JobPhase.RUNNING)
+        assert [room.record(job_id).position for job_id in (second, third)] == [None, 0]
         room.let_go()
         assert room.end(third).position is None
 

@@ -80,7 +80,7 @@ class TestWarmup:
         assert told[-2].detail == "saving a test picture"
         assert told[-1].phase is WarmupPhase.FAILED
         assert told[-1].error == "The disk is full. Make room."
-        assert told[-1].progress < 1
+        assert told[-1].progress == told[-2].progress < 1
 
     def test_the_model_is_on_the_board_before_it_is_ready(self, open_room):
         room = open_room()
@@ -106,10 +106,13 @@ class TestTheAccount:
         room = open_room(FakeGenerator(script))
         jobs = [room.submit(num_inference_steps=20, num_images_per_prompt=count) for count in (1, 3)]
         for job_id in jobs:
-            timings = room.end(job_id).timings
+            record = room.end(job_id)
+            timings = record.timings
             assert timings is not None
+            assert record.ended_at_s is not None
             *parts, total = (getattr(timings, name) for name in Timings.__slots__)
             assert sum(parts) == pytest.approx(total)
+            assert total == pytest.approx((record.ended_at_s - record.submitted_at_s) * 1e3, rel=0.001)
             assert timings.other_ms < 0.01 * timings.total_ms
             assert timings.sample_ms >= 100
             assert timings.encode_ms >= 0
