@@ -235,7 +235,7 @@ def test_closed_paths_do_not_exist(client: httpx.Client) -> None:
         response = client.get(path)
         assert response.status_code == 404
         assert code_of(response) == "not_found"
-    assert client.get("/closedness").json() == {"detail": "Not Found"}
+    assert client.get("/clos").json() == {"detail": "Not Found"}
 
 
 def test_every_answer_carries_the_headers_that_keep_the_browser_home(client: httpx.Client) -> None:

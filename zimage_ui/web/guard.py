@@ -79,7 +79,7 @@ class Guard:
     Args:
         app: what is guarded.
         hosts: names, beside this machine's own, that a `Host` header may give (without a port).
-        closed_paths: paths (with all that is below them) that are answered with 404.
+        closed_paths: beginnings of paths that are answered with 404.
         max_body_bytes: the longest body.
     """
 
@@ -119,7 +119,7 @@ class Guard:
         self._check_origin(headers)
         _check_site(scope, headers)
         self._check_length(headers)
-        if any(_is_below(scope["path"], closed) for closed in self._closed_paths):
+        if scope["path"].startswith(self._closed_paths):
             raise Refusal(404, "There is nothing at this address.", "not_found")
 
     def _check_host(self, headers: Headers) -> None:
@@ -226,7 +226,3 @@ def _host_and_port(address: str, default_port: int = 80) -> tuple[str, int | Non
     if parts.path or parts.query or parts.fragment or parts.username is not None or not parts.hostname:
         return "", None
     return parts.hostname, default_port if port is None else port
-
-
-def _is_below(path: str, closed: str) -> bool:
-    return path == closed or path.startswith(f"{closed}/")

@@ -28,13 +28,10 @@ __all__ = ["MountablePage", "Services", "create_app", "end_streams"]
 # Gradio's routes that the page does not use: uploads would fill the disk, the proxy would call other machines.
 _CLOSED_PATHS = (
     "/gradio_api/upload",
-    "/gradio_api/upload_progress",
     "/gradio_api/proxy=",
     "/gradio_api/process_recording",
-    "/gradio_api/vibe-edit",
-    "/gradio_api/undo-vibe-edit",
-    "/gradio_api/vibe-code",
-    "/gradio_api/vibe-starter-queries",
+    "/gradio_api/vibe-",
+    "/gradio_api/undo-vibe-",
     "/monitoring",
 )
 

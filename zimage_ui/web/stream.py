@@ -33,6 +33,8 @@ RECONNECT_MS = 2_000
 RECENT_JOBS = 20
 # More changed things than any page shows; a reader that falls behind further loses the oldest.
 MAILBOX_EVENTS = 256
+# What is on its way to a page cannot be replaced any more, so not too much of it at once.
+_CHUNK_BYTES = 65_536
 _HEARTBEAT = b": still here\n\n"
 _READINESS, _TELEMETRY = "readiness", "telemetry"
 _ONCE = frozenset({_READINESS, _TELEMETRY})
@@ -69,15 +71,23 @@ class Mailbox:
         self._filled.set()
 
     async def take(self, timeout_s: float) -> list[bytes] | None:
-        """Wait for events and take them all out; empty after `timeout_s` of silence, None when closed."""
+        """Wait for events and take them out, oldest first, up to a chunk; empty after `timeout_s` of silence.
+
+        None when closed.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._filled.wait()
         if self._closed:
             return None
-        events = list(self._events.values())
-        self._events.clear()
-        self._filled.clear()
+        events: list[bytes] = []
+        room_bytes = _CHUNK_BYTES
+        while self._events and room_bytes > 0:
+            _, event = self._events.popitem(last=False)
+            events.append(event)
+            room_bytes -= len(event)
+        if not self._events:
+            self._filled.clear()
         return events
 
     def __len__(self) -> int:

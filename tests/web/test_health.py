@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage_ui.generator.fake import FakeGenerator, FakeScript
+from zimage_ui.jobs.records import JobPhase
+from zimage_ui.request import GenerationRequest
+from zimage_ui.telemetry.fake import FakeProbe
+from zimage_ui.telemetry.probe import Snapshot
+
+if TYPE_CHECKING:
+    from tests.web.conftest import Studio, StudioMaker
+
+
+def test_a_process_lives_before_it_is_ready(tmp_path: Path, run_studio: StudioMaker) -> None:
+    with run_studio(tmp_path, started=False) as studio:
+        assert studio.client.get("/livez").json() == {"live": True}
+        response = studio.client.get("/readyz")
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) > 0
+        assert response.json() == {
+            "ready": False, "phase": "starting", "progress": 0, "detail": "", "error": "", "model": None,
+        }  # fmt: skip
+
+
+def test_a_warm_service_is_ready_and_says_what_is_loaded(studio: Studio) -> None:
+    response = studio.client.get("/readyz")
+
+    assert response.status_code == 200
+    view = response.json()
+    assert (view["ready"], view["phase"], view["progress"]) == (True, "ready", 1)
+    model = view["model"]
+    assert (model["name"], model["trained"], model["profile"]["num_inference_steps"]) == ("fake", False, 8)
+    assert model["profile"]["sizes"][0] == [256, 256]
+    assert model["dtype_reason"]
+    assert "source" not in model
+
+
+def test_a_service_that_cannot_load_says_why_and_lives(tmp_path: Path, run_studio: StudioMaker) -> None:
+    with run_studio(tmp_path, generator=FakeGenerator(FakeScript(fail_load=True))) as studio:
+        studio.wait_for(lambda: bool(studio.board.readiness.error))
+        response = studio.client.get("/readyz")
+        assert response.status_code == 503
+        assert response.json()["phase"] == "failed"
+        assert "told not to be found" in response.json()["error"]
+        assert studio.client.get("/livez").status_code == 200
+
+
+def test_asking_for_the_warm_up_tells_how_far_it_is(studio: Studio) -> None:
+    for _ in range(2):
+        response = studio.client.post("/api/warmup")
+        assert response.status_code == 200
+        assert response.json() == studio.client.get("/readyz").json()
+
+
+def test_a_lost_gpu_makes_a_service_on_it_unready_but_not_one_on_a_processor(
+    tmp_path: Path, run_studio: StudioMaker
+) -> None:
+    lost = FakeProbe([Snapshot(at_s=0, unix_s=0, gpu_note="The NVIDIA GPU has stopped answering.", gpu_lost=True)])
+    with run_studio(tmp_path, probe=lost) as studio:
+        studio.wait_until_ready()
+        read = threading.Event()
+        with studio.services.sampler.subscribe(read.set):
+            assert read.wait(10)
+        assert studio.client.get("/readyz").status_code == 200
+
+        model = studio.board.model
+        assert model is not None
+        studio.board.publish_model(replace(model, device="cuda:0"))
+        response = studio.client.get("/readyz")
+        assert response.status_code == 503
+        assert response.json()["ready"] is False
+        assert "stopped answering" in response.json()["error"]
+
+
+def test_cancelling_is_the_same_however_often_it_is_asked(tmp_path: Path, run_studio: StudioMaker) -> None:
+    generator = FakeGenerator(gate=threading.Event())
+    with run_studio(tmp_path, generator=generator) as studio:
+        studio.wait_until_ready()
+        job = studio.services.jobs.submit(GenerationRequest(prompt="a fox", width=256, height=256))
+        assert generator.entered.wait(10)
+        path = f"/api/jobs/{job.job_id}/cancel"
+        for _ in range(2):
+            assert studio.client.post(path).json() == {"job_id": job.job_id, "cancelled": True}
+        assert generator.gate is not None
+        generator.gate.set()
+        assert studio.services.jobs.future(job.job_id).result(10).phase is JobPhase.CANCELLED
+        assert studio.client.post(path).json()["cancelled"] is True
+
+
+def test_cancelling_what_never_was_is_an_error(studio: Studio) -> None:
+    response = studio.client.post("/api/jobs/0123456789abcdef/cancel")
+
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "not_found"
+
+
+def test_a_finished_job_cannot_be_cancelled(studio: Studio) -> None:
+    job = studio.services.jobs.submit(GenerationRequest(prompt="a fox", width=256, height=256))
+    studio.services.jobs.future(job.job_id).result(10)
+
+    assert studio.client.post(f"/api/jobs/{job.job_id}/cancel").json()["cancelled"] is False
+
+
+def test_api_addresses_are_answered_in_our_shape(studio: Studio) -> None:
+    for method, path, status in (
+        ("GET", "/api/warmup", 405),
+        ("GET", "/api/nothing", 404),
+        ("POST", "/api/pictures", 405),
+    ):
+        response = studio.client.request(method, path)
+        assert response.status_code == status
+        assert response.json()["error"]["message"]
