@@ -1,0 +1,292 @@
+"""The stages in order, against the stock pipeline; and out of memory, cancelled, broken: the next request works."""
+
+import logging
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
+from zimage_ui.generator.base import SILENT
+from zimage_ui.generator.components import Components, MemoryPlan
+from zimage_ui.generator.engine import Engine
+from zimage_ui.request import GenerationRequest, SchedulerName
+from zimage_ui.stages import MonotonicClock, Stage
+
+pytestmark = pytest.mark.model
+
+PROMPTS = ("a red cat on an old wooden house", "一只红色的猫在花园里，清晨的阳光")
+STAGES = [Stage.ENCODE, Stage.SAMPLE, Stage.DECODE]
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@pytest.fixture
+def engine(components: Components) -> Engine:
+    return Engine(components, 1 << 20)
+
+
+def request(**changes: Any) -> GenerationRequest:
+    return GenerationRequest(
+        **{"prompt": PROMPTS[0], "width": 64, "height": 64, "num_inference_steps": 4, "seed": 7, **changes}
+    )
+
+
+def make(engine: Engine, asked: GenerationRequest, listener: Any = SILENT, cancel: threading.Event | None = None):
+    return engine.generate(asked, listener, cancel or threading.Event())
+
+
+def stock_pictures(stock: Any, asked: GenerationRequest) -> list[np.ndarray]:
+    pictures = stock(
+        [asked.prompt],
+        negative_prompt=[asked.negative_prompt],
+        width=asked.width,
+        height=asked.height,
+        num_inference_steps=asked.num_inference_steps,
+        guidance_scale=asked.guidance_scale,
+        num_images_per_prompt=asked.num_images_per_prompt,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in asked.seeds],
+    ).images
+    return [np.asarray(picture).astype(int) for picture in pictures]
+
+
+def part(engine: Engine, stage: Stage) -> Any:
+    return {
+        Stage.ENCODE: engine.components.text_encoder,
+        Stage.SAMPLE: engine.components.transformer,
+        Stage.DECODE: engine.components.vae.decoder,
+    }[stage]
+
+
+class TestAgainstStock:
+    @pytest.mark.parametrize("images", [1, 3])
+    @pytest.mark.parametrize("steps", [4, 8])
+    @pytest.mark.parametrize("prompt", PROMPTS)
+    @pytest.mark.parametrize("size", [(64, 64), (128, 80), (96, 192)])
+    def test_every_pixel_is_within_one(self, engine, stock, size, prompt, steps, images, as_array):
+        asked = request(
+            prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, num_images_per_prompt=images
+        )
+        result = make(engine, asked)
+        assert len(result.images) == images
+        for image, expected in zip(result.images, stock_pictures(stock, asked), strict=True):
+            assert np.abs(as_array(image).astype(int) - expected).max() <= 1
+
+    def test_with_guidance(self, engine, stock, as_array):
+        asked = request(guidance_scale=3.0, negative_prompt="grey and flat", num_images_per_prompt=2)
+        result = make(engine, asked)
+        for image, expected in zip(result.images, stock_pictures(stock, asked), strict=True):
+            assert np.abs(as_array(image).astype(int) - expected).max() <= 1
+        assert result.nfe == 8
+
+    def test_a_prompt_too_long_is_cut_alike_and_reported(self, engine, stock, as_array):
+        asked = request(prompt="a blue dog " * 300)
+        result = make(engine, asked)
+        assert result.prompt_tokens == 512
+        assert result.truncated_tokens > 0
+        difference = as_array(result.images[0]).astype(int) - stock_pictures(stock, asked)[0]
+        assert np.abs(difference).max() <= 1
+
+
+class TestResult:
+    def test_names_its_pictures(self, engine):
+        result = make(engine, request(num_images_per_prompt=3, width=96))
+        assert [(image.index, image.seed, image.width, image.height) for image in result.images] == [
+            (index, 7 + index, 96, 64) for index in range(3)
+        ]
+
+    def test_a_picture_of_a_batch_is_the_one_its_seed_makes_alone(self, engine, as_array):
+        together = make(engine, request(num_images_per_prompt=2)).images[1]
+        alone = make(engine, request(seed=8)).images[0]
+        assert np.abs(as_array(together).astype(int) - as_array(alone)).max() <= 1
+
+    def test_all_work_is_done_within_the_stages(self, engine, monkeypatch):
+        log: list[str] = []
+
+        class LoggedClock(MonotonicClock):
+            def start(self, stage: Stage) -> None:
+                log.append(f"{stage} begins")
+                super().start(stage)
+
+            def stop(self) -> None:
+                log.append("end")
+                super().stop()
+
+        monkeypatch.setattr("zimage_ui.generator.engine.stage_clock", lambda device: LoggedClock())
+        handles = [
+            part(engine, stage).register_forward_hook(lambda *_, stage=stage: log.append(f"{stage} works"))
+            for stage in STAGES
+        ]
+        try:
+            result = make(engine, request(num_inference_steps=2))
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert log == [
+            "encode begins", "encode works",
+            "sample begins", "sample works", "sample works",
+            "decode begins", "decode works",
+            "end",
+        ]  # fmt: skip
+        assert list(result.stage_ms) == STAGES
+        assert all(milliseconds > 0 for milliseconds in result.stage_ms.values())
+
+    def test_counts(self, engine, recorder):
+        first = make(engine, request(), recorder)
+        assert recorder.stages == STAGES
+        second = make(engine, request(seed=99))
+        assert recorder.steps == [(step, 4) for step in range(1, 5)]
+        assert (first.nfe, first.embedding_cache_hit, second.embedding_cache_hit) == (4, False, True)
+        assert first.truncated_tokens == 0
+        assert first.prompt_tokens == second.prompt_tokens > 0
+        assert first.memory is None  # a CPU keeps no count
+        assert first.memory_plan == "resident"
+        assert (engine.cache_stats().hits, engine.cache_stats().misses) == (1, 1)
+
+    def test_many_pictures_of_one_prompt_share_one_encoding(self, engine):
+        make(engine, request(num_images_per_prompt=3))
+        assert engine.cache_stats().misses == 1
+
+    def test_the_same_request_makes_the_same_picture(self, engine):
+        assert make(engine, request()).images[0].pixels == make(engine, request()).images[0].pixels
+
+    def test_a_seed_is_drawn_where_none_is_given(self, engine):
+        assert make(engine, request(seed=None)).images[0].seed >= 0
+
+    @pytest.mark.parametrize("scheduler", list(SchedulerName))
+    def test_each_solver_makes_a_picture_of_its_own(self, engine, scheduler):
+        result = make(engine, request(scheduler=scheduler, num_inference_steps=5))
+        assert result.nfe == 5
+        others = [make(engine, request(scheduler=other, num_inference_steps=5)) for other in SchedulerName]
+        assert sum(other.images[0].pixels == result.images[0].pixels for other in others) == 1
+
+
+class TestPreviews:
+    def test_come_with_each_step_once_fitted_and_change(self, engine, recorder):
+        engine.fit_preview()
+        result = make(engine, request(width=96), recorder)
+        assert [(preview.width, preview.height) for preview in recorder.previews] == [(12, 8)] * 4
+        assert len({preview.pixels for preview in recorder.previews}) == 4
+        assert 0 < result.preview_ms < result.stage_ms[Stage.SAMPLE]
+
+    def test_do_not_change_the_picture(self, engine):
+        without = make(engine, request(preview=False))
+        engine.fit_preview()
+        assert make(engine, request()).images[0].pixels == without.images[0].pixels
+
+    def test_are_left_out_where_not_wanted_or_not_fitted(self, engine, recorder):
+        make(engine, request(), recorder)
+        engine.fit_preview()
+        result = make(engine, request(preview=False), recorder)
+        assert recorder.previews == [None] * 8
+        assert result.preview_ms == 0.0
+
+
+class TestCancel:
+    def test_in_the_middle_of_sampling(self, engine, recorder):
+        cancel = threading.Event()
+        recorder.at_step = lambda step: step == 2 and cancel.set()
+        with pytest.raises(JobCancelledError):
+            make(engine, request(num_inference_steps=20), recorder, cancel)
+        assert recorder.steps[-1] == (2, 20)
+        assert recorder.stages == [Stage.ENCODE, Stage.SAMPLE]
+
+    def test_before_it_begins(self, engine, recorder):
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(JobCancelledError):
+            make(engine, request(), recorder, cancel)
+        assert recorder.stages == []
+
+    def test_after_the_last_step_nothing_is_decoded(self, engine, recorder):
+        cancel = threading.Event()
+        recorder.at_step = lambda step: step == 4 and cancel.set()
+        with pytest.raises(JobCancelledError):
+            make(engine, request(), recorder, cancel)
+        assert Stage.DECODE not in recorder.stages
+
+    def test_the_next_request_works(self, engine, recorder):
+        expected = make(engine, request()).images[0].pixels
+        cancel = threading.Event()
+        recorder.at_step = lambda step: cancel.set()
+        with pytest.raises(JobCancelledError):
+            make(engine, request(seed=1), recorder, cancel)
+        assert make(engine, request()).images[0].pixels == expected
+
+
+class TestOutOfMemory:
+    """Row 23."""
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_once_is_tried_again_with_a_smaller_plan(self, engine, fail_forward, stage, caplog):
+        expected = make(engine, request()).images[0].pixels
+        engine.forget_prompts()
+        fail_forward(part(engine, stage), torch.OutOfMemoryError(FULL))
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            result = make(engine, request())
+        assert result.memory_plan == "smallest"
+        assert result.images[0].pixels == expected
+        assert "smallest" in caplog.text
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_twice_is_a_clear_error_and_the_next_request_works(self, engine, fail_forward, stage):
+        fail_forward(part(engine, stage), torch.OutOfMemoryError(FULL), times=2)
+        with pytest.raises(DeviceMemoryError) as caught:
+            make(engine, request(num_images_per_prompt=2, width=96))
+        assert "2 pictures of 96 x 64" in caught.value.message
+        assert "smallest" in caught.value.message
+        assert "smaller size" in caught.value.hint
+        assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "smallest"
+
+    def test_smaller_requests_keep_the_fast_plan(self, engine, fail_forward):
+        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        assert make(engine, request(width=128)).memory_plan == "smallest"
+        assert make(engine, request(width=128)).memory_plan == "smallest"  # it would only fail first
+        assert make(engine, request(width=64)).memory_plan == "resident"
+
+    def test_offloading_comes_before_tiles_where_it_helps(self, components, fail_forward):
+        components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
+        engine = Engine(components, 1 << 20)
+        assert make(engine, request()).memory_plan == "text_encoder_offloaded"
+        fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "smallest"
+
+    def test_memory_is_released_before_the_second_attempt(self, engine, fail_forward, monkeypatch):
+        released = []
+        monkeypatch.setattr("zimage_ui.generator.memory.release_memory", released.append)
+        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        make(engine, request())
+        assert released == [engine.components.device]
+
+    def test_nothing_of_the_failed_attempts_is_alive(self, engine, fail_forward):
+        seen: list[weakref.ref[torch.Tensor]] = []
+        decoder = engine.components.vae.decoder
+        handle = decoder.register_forward_pre_hook(lambda _, inputs: seen.append(weakref.ref(inputs[0])))
+        fail_forward(decoder, torch.OutOfMemoryError(FULL), times=2)
+        try:
+            with pytest.raises(DeviceMemoryError) as caught:
+                make(engine, request())
+        finally:
+            handle.remove()
+        kept = caught.value  # as the board keeps it
+        assert len(seen) == 2
+        assert [latents() for latents in seen] == [None, None]
+        assert kept.__context__ is None
+
+
+class TestOtherFailures:
+    def test_a_lost_device_is_not_tried_again(self, engine, fail_forward):
+        fail_forward(
+            engine.components.transformer, RuntimeError("CUDA error: an illegal memory access was encountered")
+        )
+        with pytest.raises(DeviceLostError):
+            make(engine, request())
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_any_other_error_is_ours_and_the_next_request_works(self, engine, fail_forward, stage):
+        fail_forward(part(engine, stage), RuntimeError("shapes cannot be multiplied"))
+        with pytest.raises(GenerationError, match="shapes cannot be multiplied"):
+            make(engine, request())
+        assert len(make(engine, request()).images) == 1

@@ -1,0 +1,61 @@
+"""The generator as everybody else sees it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zimage_ui.errors import NotReadyError
+from zimage_ui.generator.base import Generator, WarmupPhase, WarmupProgress
+from zimage_ui.generator.zimage import ZImageGenerator
+from zimage_ui.request import GenerationRequest
+
+
+def generator_for(model: Path | str, cache_dir: Path) -> ZImageGenerator:
+    return ZImageGenerator(str(model), cache_dir=cache_dir, embedding_cache_bytes=1 << 20)
+
+
+def test_making_one_imports_nothing_heavy():
+    code = """
+import sys
+from pathlib import Path
+from zimage_ui.generator.zimage import ZImageGenerator
+ZImageGenerator("auto", cache_dir=Path("."), embedding_cache_bytes=1).cache_stats()
+print([name for name in ("torch", "diffusers", "transformers", "numpy") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "[]"
+
+
+def test_before_loading_it_says_so(tmp_path):
+    generator: Generator = generator_for("auto", tmp_path)
+    assert generator.info is None
+    assert generator.cache_stats().capacity_bytes == 1 << 20
+    with pytest.raises(NotReadyError):
+        generator.generate(GenerationRequest(prompt="a cat", seed=1))
+    with pytest.raises(NotReadyError):
+        generator.warmup(lambda report: None)
+    generator.close()
+
+
+@pytest.mark.model
+def test_from_a_folder_to_a_picture(tiny_folder: Path, tmp_path: Path, recorder: Any) -> None:
+    generator = generator_for(tiny_folder, tmp_path)
+    heard: list[WarmupProgress] = []
+    info = generator.load(heard.append)
+    assert generator.info is info
+    assert info.device == "cpu"
+    generator.warmup(heard.append)
+    assert heard[-1].phase is WarmupPhase.WARMING
+    assert heard[-1].progress == 1.0
+    request = GenerationRequest(prompt="一只猫", width=64, height=96, seed=3, num_inference_steps=2)
+    result = generator.generate(request, recorder)
+    assert (result.images[0].width, result.images[0].height) == (64, 96)
+    assert all(preview is not None for preview in recorder.previews)
+    assert generator.cache_stats().misses == 1
+    generator.close()
+    assert generator.info is None
+    with pytest.raises(NotReadyError):
+        generator.generate(request)

@@ -1,0 +1,113 @@
+"""The first stage: a prompt becomes `prompt_embeds`, as the stock pipeline makes them, with less work.
+
+Two things the stock pipeline computes are never looked at, so they are not computed:
+
+* It pads every prompt to 512 tokens and drops the padding afterwards. Attention is causal and the padding stands to
+  the right, so no real token ever sees it: encoding the real tokens alone is exact (up to rounding).
+* It takes `hidden_states[-2]`, what goes into the last decoder layer: that layer and the final norm do nothing for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from zimage_ui.generator.clock import stopwatch
+from zimage_ui.generator.components import Components
+from zimage_ui.generator.embedding_cache import EmbeddingCache, EmbeddingKey, PromptEmbedding
+from zimage_ui.generator.transfers import to_device, to_host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen3Model
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """The token ids of a prompt in its chat template, cut at the maximum; `truncated` counts what was cut off."""
+
+    ids: list[int]
+    truncated: int
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str, max_tokens: int) -> TokenizedPrompt:
+    """Wrap `prompt` in the chat template and tokenize it, exactly as the stock pipeline does."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=True,
+    )
+    ids = tokenizer(text).input_ids
+    if len(ids) <= max_tokens:
+        return TokenizedPrompt(ids, 0)
+    kept = tokenizer(text, truncation=True, max_length=max_tokens).input_ids
+    return TokenizedPrompt(kept, len(ids) - len(kept))
+
+
+def without_last_layer(text_encoder: Qwen3Model) -> Qwen3Model:
+    """A text encoder that shares all weights with the given one, less the last decoder layer and the final norm.
+
+    Its `last_hidden_state` is the given one's `hidden_states[-2]`. Once the given one is dropped, the last layer's
+    memory is free.
+    """
+    config = copy.deepcopy(text_encoder.config)
+    config.num_hidden_layers -= 1
+    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    with torch.device("meta"):  # the parts it is built with are replaced: they need no memory
+        shorter = type(text_encoder)(config)
+    shorter.embed_tokens = text_encoder.embed_tokens
+    shorter.layers = text_encoder.layers[: config.num_hidden_layers]
+    shorter.rotary_emb = text_encoder.rotary_emb
+    shorter.norm = torch.nn.Identity()
+    return shorter.eval()
+
+
+class PromptEncoder:
+    """Encodes prompts with the text encoder of `components` (already without its last layer), through a cache."""
+
+    def __init__(self, components: Components, cache: EmbeddingCache) -> None:
+        self._components = components
+        self._cache = cache
+        self._encoding = threading.Lock()  # the tokenizer keeps its truncation as state, the device is one
+
+    def encode(self, prompt: str) -> tuple[PromptEmbedding, bool]:
+        """The embedding of `prompt`, in host memory, and whether it came from the cache."""
+        prompt = unicodedata.normalize("NFC", prompt)
+        parts = self._components
+        key = EmbeddingKey(
+            text_encoder=parts.text_encoder_fingerprint,
+            dtype=parts.dtype,
+            max_prompt_tokens=parts.max_prompt_tokens,
+            prompt=prompt,
+        )
+        return self._cache.get(key, lambda: self._compute(prompt))
+
+    def _compute(self, prompt: str) -> PromptEmbedding:
+        parts = self._components
+        with self._encoding, torch.inference_mode():
+            watch = stopwatch(parts.device)
+            watch.start()
+            tokens = tokenize(parts.tokenizer, prompt, parts.max_prompt_tokens)
+            prompt_embeds = to_host(encode_tokens(parts.text_encoder, tokens.ids, parts.device))
+            watch.stop()
+        return PromptEmbedding(
+            prompt_embeds=prompt_embeds,
+            prompt_tokens=len(tokens.ids),
+            truncated_tokens=tokens.truncated,
+            elapsed_ms=watch.elapsed_ms,
+        )
+
+
+def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
+    """The features of each token, (tokens, features), computed on `device`.
+
+    The token table is read where it lies: it is the largest single weight, and a prompt needs a few rows of it.
+    """
+    table = text_encoder.embed_tokens
+    rows = table(to_device(torch.tensor([ids]), table.weight.device))
+    return text_encoder(inputs_embeds=to_device(rows, device), use_cache=False).last_hidden_state[0]

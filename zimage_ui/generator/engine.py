@@ -1,0 +1,208 @@
+"""The engine: encode, sample and decode in order, over loaded components, on the thread that owns the device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from zimage_ui.errors import DeviceMemoryError
+from zimage_ui.generator import memory
+from zimage_ui.generator.base import CacheStats, GenerationListener, GenerationResult
+from zimage_ui.generator.clock import stage_clock
+from zimage_ui.generator.components import Components, MemoryPlan
+from zimage_ui.generator.decoding import decode, latent_scale
+from zimage_ui.generator.embedding_cache import EmbeddingCache
+from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
+from zimage_ui.generator.failures import translated
+from zimage_ui.generator.preview import PreviewProjection, fit_projection
+from zimage_ui.generator.reporting import StepReporter
+from zimage_ui.generator.residence import TextEncoderResidence
+from zimage_ui.generator.sampling import (
+    Denoiser,
+    StockDenoiser,
+    initial_latents,
+    make_schedule,
+    raise_if_cancelled,
+    sample,
+)
+from zimage_ui.generator.transfers import to_device
+from zimage_ui.request import GeneratedImage, GenerationRequest
+from zimage_ui.stages import Stage, StageClock
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """What the text encoder made for one request; `negative` only with guidance."""
+
+    positive: torch.Tensor
+    negative: torch.Tensor | None
+    cache_hit: bool
+    prompt_tokens: int
+    truncated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One request on its way, with those who watch it."""
+
+    request: GenerationRequest
+    listener: GenerationListener
+    cancel: threading.Event
+    clock: StageClock
+
+    def enter(self, stage: Stage) -> None:
+        """The stage begins; a cancelled job goes no further."""
+        raise_if_cancelled(self.cancel)
+        self.clock.start(stage)
+        self.listener.stage_started(stage)
+
+
+class Engine:
+    """Makes pictures with one set of components.
+
+    Attributes:
+        components: as loaded, but for the text encoder's last layer, which nobody needs.
+        projection: draws the previews; None until `fit_preview`, and then there are none.
+    """
+
+    def __init__(self, components: Components, embedding_cache_bytes: int) -> None:
+        components.text_encoder = without_last_layer(components.text_encoder)
+        self.components = components
+        self.projection: PreviewProjection | None = None
+        self._cache = EmbeddingCache(embedding_cache_bytes)
+        self._encoder = PromptEncoder(components, self._cache)
+        self._residence = TextEncoderResidence(components.text_encoder, components.device)
+        self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
+        translated(lambda: self._settle(components.memory_plan), components.device)
+
+    def fit_preview(self) -> None:
+        """Fit the preview's projection to the loaded VAE.
+
+        Raises:
+            GenerationError: the VAE failed.
+        """
+        parts = self.components
+
+        def fit() -> PreviewProjection:
+            with torch.inference_mode():
+                return fit_projection(parts.vae, parts.device, parts.dtype)
+
+        self.projection = translated(fit, parts.device)
+        _log.info("preview projection explains %.0f %% of the colours", 100 * self.projection.explained)
+
+    def cache_stats(self) -> CacheStats:
+        """The prompt-embedding cache so far."""
+        return self._cache.stats()
+
+    def forget_prompts(self) -> None:
+        """Empty the prompt-embedding cache and its counts."""
+        self._cache.reset()
+
+    def generate(
+        self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event
+    ) -> GenerationResult:
+        """Make the pictures of `request`; once again with the next smaller memory plan if memory runs out.
+
+        Raises:
+            JobCancelledError, DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
+        """
+        request = request.with_seed()
+        pixels = request.width * request.height * request.num_images_per_prompt
+        plan = self._ladder.plan_for(pixels)
+        for attempt in (1, 2):
+            try:
+                return translated(partial(self._make, request, listener, cancel, plan), self.components.device)
+            except DeviceMemoryError as error:
+                reason = error.message
+            memory.release_memory(self.components.device)
+            smaller = self._ladder.ran_out(plan, pixels)
+            if smaller is None or attempt == 2:
+                break
+            _log.warning("%s Trying once more with the memory plan %s.", reason, smaller)
+            plan = smaller
+        raise _out_of_memory(request, plan, reason)
+
+    def _make(
+        self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event, plan: MemoryPlan
+    ) -> GenerationResult:
+        device = self.components.device
+        memory.start_counting(device)
+        job = _Job(request, listener, cancel, stage_clock(device))
+        with torch.inference_mode():
+            job.enter(Stage.ENCODE)
+            self._settle(plan)
+            prompts = self._encode(request)
+            job.enter(Stage.SAMPLE)
+            denoiser = self._denoiser(request, prompts)
+            latents, preview_ms = self._sample(job, denoiser)
+            job.enter(Stage.DECODE)
+            images = self._decode(job, latents, plan)
+            job.clock.stop()
+        return GenerationResult(
+            images=images,
+            stage_ms=job.clock.stage_ms(),
+            nfe=denoiser.forwards,
+            embedding_cache_hit=prompts.cache_hit,
+            prompt_tokens=prompts.prompt_tokens,
+            truncated_tokens=prompts.truncated_tokens,
+            preview_ms=preview_ms,
+            memory=memory.counted(device),
+            memory_plan=str(plan),
+        )
+
+    def _settle(self, plan: MemoryPlan) -> None:
+        self._residence.settle(resident=plan.keeps_text_encoder)
+        self.components.memory_plan = plan
+
+    def _encode(self, request: GenerationRequest) -> _Prompts:
+        positive, hit = self._encoder.encode(request.prompt)
+        if request.guidance_scale == 0.0:
+            embeds = to_device(positive.prompt_embeds, self.components.device)
+            return _Prompts(embeds, None, hit, positive.prompt_tokens, positive.truncated_tokens)
+        negative, negative_hit = self._encoder.encode(request.negative_prompt)
+        return _Prompts(
+            to_device(positive.prompt_embeds, self.components.device),
+            to_device(negative.prompt_embeds, self.components.device),
+            hit and negative_hit,
+            positive.prompt_tokens,
+            positive.truncated_tokens + negative.truncated_tokens,
+        )
+
+    def _denoiser(self, request: GenerationRequest, prompts: _Prompts) -> Denoiser:
+        parts = self.components
+        return StockDenoiser(parts.transformer, parts.dtype, prompts.positive, prompts.negative, request.guidance_scale)
+
+    def _sample(self, job: _Job, denoiser: Denoiser) -> tuple[torch.Tensor, float]:
+        """The finished latents, and what the previews cost in milliseconds."""
+        request, parts = job.request, self.components
+        scale = latent_scale(parts.vae)
+        latents = initial_latents(
+            request.seeds,
+            parts.transformer.config.in_channels,
+            request.height // scale,
+            request.width // scale,
+            parts.device,
+        )
+        schedule = make_schedule(parts.scheduler, request.scheduler, request.num_inference_steps, latents)
+        projection = self.projection if request.preview else None
+        reporter = StepReporter(job.listener, len(schedule), parts.device, projection)
+        return sample(denoiser, schedule, latents, reporter, job.cancel), reporter.preview_ms
+
+    def _decode(self, job: _Job, latents: torch.Tensor, plan: MemoryPlan) -> tuple[GeneratedImage, ...]:
+        return decode(self.components.vae, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
+
+
+def _out_of_memory(request: GenerationRequest, plan: MemoryPlan, reason: str) -> DeviceMemoryError:
+    count = request.num_images_per_prompt
+    pictures = "a picture" if count == 1 else f"{count} pictures"
+    return DeviceMemoryError(
+        f"There is too little memory for {pictures} of {request.width} x {request.height}, "
+        f"even with the memory plan {plan}. ({reason})",
+        "Choose a smaller size or fewer pictures at once, or close other programs that use the device.",
+    )

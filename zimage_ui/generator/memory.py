@@ -1,0 +1,68 @@
+"""What is done about memory: which plan a load starts with, and how memory is given back after it ran out."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from zimage_ui.generator.base import DeviceMemory
+from zimage_ui.generator.components import MemoryPlan
+
+
+class MemoryLadder:
+    """Which memory plan to make a picture with.
+
+    Starts from the plan that was chosen at load. A load (pixels of all pictures of a job) that ran out of memory goes
+    one rung down, and so does every later one at least as large, at once: it would only fail first. Smaller ones keep
+    the fast plan.
+    """
+
+    def __init__(self, plan: MemoryPlan, device: torch.device) -> None:
+        self._rungs = _rungs(plan, device)
+        self._too_much: dict[MemoryPlan, int] = {}
+
+    def plan_for(self, pixels: int) -> MemoryPlan:
+        """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are."""
+        for plan in self._rungs:
+            if pixels < self._too_much.get(plan, pixels + 1):
+                return plan
+        return self._rungs[-1]
+
+    def ran_out(self, plan: MemoryPlan, pixels: int) -> MemoryPlan | None:
+        """Remember that `pixels` were too many for `plan`; the next smaller plan, if there is one."""
+        self._too_much[plan] = min(pixels, self._too_much.get(plan, pixels))
+        place = self._rungs.index(plan) + 1
+        return self._rungs[place] if place < len(self._rungs) else None
+
+
+def _rungs(plan: MemoryPlan, device: torch.device) -> list[MemoryPlan]:
+    """The plans from `plan` down; on a CPU, host and device are one, and offloading gains nothing."""
+    plans = list(MemoryPlan)
+    rungs = plans[plans.index(plan) :]
+    if device.type == "cpu":
+        rungs = [rung for rung in rungs if rung in (plan, MemoryPlan.SMALLEST)]
+    return rungs
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more. Slow, and the next job is slower for it: only after running out."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def start_counting(device: torch.device) -> None:
+    """Let the peaks of a job begin now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def counted(device: torch.device) -> DeviceMemory | None:
+    """The peaks since `start_counting`; None where the device keeps no count."""
+    if device.type != "cuda":
+        return None
+    return DeviceMemory(
+        allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
+        reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
+    )

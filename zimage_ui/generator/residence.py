@@ -1,0 +1,114 @@
+"""Where the text encoder lives: on the device, or in host memory, from where its layers visit the device one by one.
+
+A card with 16 GB holds the transformer (12.3 GB in bf16) or the text encoder (8.0 GB), not both. Visiting layer by
+layer, the encoder needs the room of one layer (0.2 GB), and nothing is ever copied back: the weights in host memory
+stay what they were, and leaving is dropping the copy. The price is one pass of the weights over the bus for each new
+prompt; a cached prompt costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+_Fetch = Callable[[torch.Tensor], torch.Tensor]
+
+# Pinned memory cannot be swapped and torch rounds it up: leave the host at least as much again.
+_PIN_RESERVE = 2
+
+
+class VisitingLayers:
+    """Lets each module of `layers` compute on fetched copies of its weights, for the length of its own forward.
+
+    Attributes:
+        away: how many layers have their copies out right now; never more than one in a forward pass.
+    """
+
+    def __init__(self, layers: nn.ModuleList, fetch: _Fetch) -> None:
+        self.away = 0
+        self._fetch = fetch
+        self._home: dict[int, torch.Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        for layer in layers:
+            self._handles.append(layer.register_forward_pre_hook(self._go))
+            # always_call: a layer that fails (out of memory, say) has to come home too
+            self._handles.append(layer.register_forward_hook(self._come_home, always_call=True))
+
+    def end(self) -> None:
+        """Stop the visits; every layer is at home."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _go(self, layer: nn.Module, _arguments: Any) -> None:
+        self.away += 1
+        # A copy made in inference mode could not become the data of a parameter that was made outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter in layer.parameters():
+                self._home[id(parameter)] = parameter.data
+                parameter.data = self._fetch(parameter.data)
+
+    def _come_home(self, layer: nn.Module, _arguments: Any, _output: Any) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.data = self._home.pop(id(parameter), parameter.data)
+        self.away -= 1
+
+
+class TextEncoderResidence:
+    """Moves a text encoder between the device and the host; both ways leave its results the same."""
+
+    def __init__(self, text_encoder: nn.Module, device: torch.device) -> None:
+        self._text_encoder = text_encoder
+        self._device = device
+        self._visits: VisitingLayers | None = None
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all weights are on the device."""
+        return self._visits is None and all(
+            parameter.device == self._device for parameter in self._text_encoder.parameters()
+        )
+
+    def settle(self, *, resident: bool) -> None:
+        """Bring the weights to the device, or to the host with visits; whatever is right already stays.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room; the weights may then be in both places, and the next
+                `settle` puts that right.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            if resident:
+                self._end_visits()
+                self._text_encoder.to(self._device)
+            elif self._device.type == "cpu":
+                return  # host and device are one
+            elif self._visits is None:
+                self._leave()
+
+    def _leave(self) -> None:
+        keep = _pinned if _pinning_is_affordable(self._text_encoder) else torch.Tensor.cpu
+        for parameter in self._text_encoder.parameters():
+            parameter.data = keep(parameter.data)
+        # Buffers stay: the only ones are the rotary frequencies, and the model brings those along by itself.
+        layers = self._text_encoder.get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
+        self._visits = VisitingLayers(layers, lambda weight: weight.to(self._device, non_blocking=True))
+
+    def _end_visits(self) -> None:
+        if self._visits is not None:
+            self._visits.end()
+            self._visits = None
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.cpu().pin_memory()
+
+
+def _pinning_is_affordable(module: nn.Module) -> bool:
+    size_bytes = sum(parameter.nbytes for parameter in module.parameters())
+    return psutil.virtual_memory().available > _PIN_RESERVE * size_bytes

@@ -1,0 +1,113 @@
+"""The generator that runs Z-Image: loading, warm-up and the engine behind the `Generator` protocol.
+
+Making a `ZImageGenerator` costs nothing; torch and diffusers are imported by `load`, on the thread that calls it, so a
+server can answer before they are there.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage_ui.errors import NotReadyError
+from zimage_ui.generator.base import (
+    SILENT,
+    CacheStats,
+    GenerationListener,
+    GenerationResult,
+    ModelInfo,
+    ProgressListener,
+)
+from zimage_ui.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from zimage_ui.generator.engine import Engine
+
+
+class ZImageGenerator:
+    """A `Generator` over a Z-Image model in diffusers layout."""
+
+    def __init__(self, model: str, *, cache_dir: Path, embedding_cache_bytes: int) -> None:
+        """Keep what `load` needs.
+
+        Args:
+            model: a folder, a hub id or "auto".
+            cache_dir: where the small model is built when none is bundled.
+            embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
+        """
+        self._model = model
+        self._cache_dir = cache_dir
+        self._embedding_cache_bytes = embedding_cache_bytes
+        self._engine: Engine | None = None
+        self._info: ModelInfo | None = None
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What is loaded; None before `load` has returned."""
+        return self._info
+
+    def load(self, progress: ProgressListener) -> ModelInfo:
+        """Import torch, find or fetch the model, and bring it to its device.
+
+        Raises:
+            ModelError: it cannot be found, fetched or read.
+            DeviceMemoryError: it does not fit.
+        """
+        from zimage_ui.generator.engine import Engine
+        from zimage_ui.generator.loading import load_components
+
+        components, info = load_components(self._model, cache_dir=self._cache_dir, progress=progress)
+        self._engine = Engine(components, self._embedding_cache_bytes)
+        self._info = info
+        return info
+
+    def warmup(self, progress: ProgressListener) -> None:
+        """Fit the preview and make a picture at the default size, so that the first request is as fast as the tenth.
+
+        Raises:
+            NotReadyError: nothing is loaded.
+            GenerationError: the full pass failed.
+        """
+        from zimage_ui.generator.warmup import warm
+
+        engine, info = self._loaded()
+        warm(engine, info.profile, progress)
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        listener: GenerationListener = SILENT,
+        cancel: threading.Event | None = None,
+    ) -> GenerationResult:
+        """Make the pictures of `request`; previews come only after `warmup`.
+
+        Raises:
+            NotReadyError: nothing is loaded.
+            JobCancelledError: `cancel` was set; takes effect within one step.
+            DeviceMemoryError: the smaller plan did not fit either; memory is released, the next request works.
+            DeviceLostError: the device answers no more.
+            GenerationError: anything else that went wrong while making it.
+        """
+        engine, _ = self._loaded()
+        return engine.generate(request, listener, cancel or threading.Event())
+
+    def cache_stats(self) -> CacheStats:
+        """The prompt-embedding cache so far."""
+        engine = self._engine
+        return engine.cache_stats() if engine else CacheStats(capacity_bytes=self._embedding_cache_bytes)
+
+    def close(self) -> None:
+        """Release the device; the generator cannot be used afterwards."""
+        engine, self._engine, self._info = self._engine, None, None
+        if engine is not None:
+            device = engine.components.device
+            del engine
+            from zimage_ui.generator.memory import release_memory
+
+            release_memory(device)
+
+    def _loaded(self) -> tuple[Engine, ModelInfo]:
+        if self._engine is None or self._info is None:
+            raise NotReadyError("The model is not loaded.", "Call load() first.")
+        return self._engine, self._info
