@@ -135,7 +135,11 @@ class Metrics(Collector):
         ended.add_metric(["saved"], stats.saved)
         ended.add_metric(["failed"], stats.failed)
         yield ended
-        yield _gauge("zimage_pending_saves", "Pictures that wait to be saved.", self._services.saver.pending)
+        yield _gauge("zimage_pending_saves", "Pictures that wait to be saved.", stats.pending)
+        yield _gauge("zimage_unsaved_pictures", "Pictures in memory that the disk has refused.", stats.unsaved)
+        yield CounterMetricFamily(
+            "zimage_lost_pictures", "Pictures given up because the disk refused too many.", stats.lost
+        )
 
     def _embedding_cache(self) -> Iterator[Metric]:
         stats, name = self._services.generator_stats(), "zimage_embedding_cache"

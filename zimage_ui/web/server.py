@@ -6,6 +6,7 @@ ours (`/v1`, `/api`, `/pictures`), so that a wrong address or method there is an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
@@ -64,6 +65,7 @@ def create_app(services: Services, page: MountablePage | None) -> FastAPI:
     """The ASGI application over `services`; without a page it is an API alone.
 
     Its streams begin with its lifespan; a server that shuts down calls `end_streams` first, or waits for the pages.
+    With a page, not to be called from within an event loop.
     """
     streams = TelemetryStreams(services)
     metrics = Metrics(services, viewers=lambda: streams.viewers)
@@ -91,7 +93,7 @@ def create_app(services: Services, page: MountablePage | None) -> FastAPI:
     app.mount("/pictures", pictures_router(services))
     app.mount("/v1", images_router(services))
     if page is not None:
-        _mount_page(app, page)
+        asyncio.run(_mount_page(app, page))
     app.add_middleware(Guard, hosts=(services.settings.host,), closed_paths=_CLOSED_PATHS)
     return app
 
@@ -102,13 +104,15 @@ def end_streams(app: FastAPI) -> None:
     streams.close()
 
 
-def _mount_page(app: FastAPI, page: MountablePage) -> None:
+async def _mount_page(app: FastAPI, page: MountablePage) -> None:
+    """Mount the page; a coroutine because Gradio, outside of an event loop, makes one and never closes it."""
     import gradio
 
     gradio.mount_gradio_app(
         app,
         page.blocks,
         path="/",
+        app_kwargs={"openapi_url": None},
         footer_links=[],
         run_history=False,
         show_error=True,
