@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from zimage_ui.errors import JobCancelledError
+from zimage_ui.errors import GenerationError, JobCancelledError
 from zimage_ui.generator.decoding import TILE, TILE_OVERLAP, decode, decode_tensor, tile_starts, to_rgb8
 
 pytestmark = pytest.mark.model
@@ -85,6 +85,13 @@ def test_cancel_stops_before_the_next_picture(stock):
     finally:
         handle.remove()
     assert len(calls) == 1
+
+
+def test_numbers_that_are_not_finite_make_an_error_not_a_black_picture(stock):
+    latents = latents_of(2, 8, 8)
+    latents[1, 0, 0, 0] = torch.nan
+    with pytest.raises(GenerationError, match="VAE"):
+        decoded(stock.vae, latents)
 
 
 class TestTiles:

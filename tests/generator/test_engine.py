@@ -3,6 +3,7 @@
 import logging
 import threading
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,18 @@ class TestCancel:
         with pytest.raises(JobCancelledError):
             make(engine, request(), recorder, cancel)
         assert Stage.DECODE not in recorder.stages
+
+    def test_nothing_is_under_way_when_it_is_raised(self, engine, recorder, monkeypatch):
+        fences: list[str] = []
+        monkeypatch.setattr(
+            "zimage_ui.generator.engine.record_fence",
+            lambda device: SimpleNamespace(wait=lambda: fences.append(f"waited for {device}")),
+        )
+        cancel = threading.Event()
+        recorder.at_step = lambda step: cancel.set()
+        with pytest.raises(JobCancelledError):
+            make(engine, request(), recorder, cancel)
+        assert fences == ["waited for cpu"]
 
     def test_the_next_request_works(self, engine, recorder):
         expected = make(engine, request()).images[0].pixels

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zimage_ui.generator.sampling import raise_if_cancelled
+from zimage_ui.generator.sampling import raise_if_cancelled, require_finite
 from zimage_ui.generator.transfers import record_fence, to_host
 from zimage_ui.request import GeneratedImage
 
@@ -43,12 +43,16 @@ def decode(
 
     Raises:
         JobCancelledError: `cancel` was set; looked at before each picture.
+        GenerationError: the VAE computed numbers that are not finite.
     """
-    pixels = []
+    pixels, extremes = [], []
     for picture in latents.split(1):
         raise_if_cancelled(cancel)
-        pixels.append(to_host(to_rgb8(decode_tensor(vae, picture, tiled=tiled))))
+        decoded = decode_tensor(vae, picture, tiled=tiled)
+        extremes.append(decoded.abs().amax())  # not finite if anything is not
+        pixels.append(to_host(to_rgb8(decoded)))
     record_fence(latents.device).wait()
+    require_finite(torch.stack(extremes), "VAE")
     return tuple(_image(index, seed, rgb) for index, (seed, rgb) in enumerate(zip(seeds, pixels, strict=True)))
 
 

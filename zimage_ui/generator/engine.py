@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from zimage_ui.errors import DeviceMemoryError
+from zimage_ui.errors import DeviceMemoryError, JobCancelledError
 from zimage_ui.generator import memory
 from zimage_ui.generator.base import CacheStats, GenerationListener, GenerationResult
 from zimage_ui.generator.clock import stage_clock
@@ -29,8 +29,8 @@ from zimage_ui.generator.sampling import (
     raise_if_cancelled,
     sample,
 )
-from zimage_ui.generator.transfers import to_device
-from zimage_ui.request import GeneratedImage, GenerationRequest
+from zimage_ui.generator.transfers import record_fence, to_device
+from zimage_ui.request import GenerationRequest
 from zimage_ui.stages import Stage, StageClock
 
 _log = logging.getLogger(__name__)
@@ -134,16 +134,24 @@ class Engine:
         device = self.components.device
         memory.start_counting(device)
         job = _Job(request, listener, cancel, stage_clock(device))
-        with torch.inference_mode():
-            job.enter(Stage.ENCODE)
-            self._settle(plan)
-            prompts = self._encode(request)
-            job.enter(Stage.SAMPLE)
-            denoiser = self._denoiser(request, prompts)
-            latents, preview_ms = self._sample(job, denoiser)
-            job.enter(Stage.DECODE)
-            images = self._decode(job, latents, plan)
-            job.clock.stop()
+        try:
+            with torch.inference_mode():
+                return self._run_stages(job, plan)
+        except JobCancelledError:
+            # The step under way belongs to this job: the next one's clock shall start on an idle device.
+            record_fence(device).wait()
+            raise
+
+    def _run_stages(self, job: _Job, plan: MemoryPlan) -> GenerationResult:
+        job.enter(Stage.ENCODE)
+        self._settle(plan)
+        prompts = self._encode(job.request)
+        job.enter(Stage.SAMPLE)
+        denoiser = self._denoiser(job.request, prompts)
+        latents, preview_ms = self._sample(job, denoiser)
+        job.enter(Stage.DECODE)
+        images = decode(self.components.vae, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
+        job.clock.stop()
         return GenerationResult(
             images=images,
             stage_ms=job.clock.stage_ms(),
@@ -152,7 +160,7 @@ class Engine:
             prompt_tokens=prompts.prompt_tokens,
             truncated_tokens=prompts.truncated_tokens,
             preview_ms=preview_ms,
-            memory=memory.counted(device),
+            memory=memory.counted(self.components.device),
             memory_plan=str(plan),
         )
 
@@ -193,9 +201,6 @@ class Engine:
         projection = self.projection if request.preview else None
         reporter = StepReporter(job.listener, len(schedule), parts.device, projection)
         return sample(denoiser, schedule, latents, reporter, job.cancel), reporter.preview_ms
-
-    def _decode(self, job: _Job, latents: torch.Tensor, plan: MemoryPlan) -> tuple[GeneratedImage, ...]:
-        return decode(self.components.vae, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
 
 
 def _out_of_memory(request: GenerationRequest, plan: MemoryPlan, reason: str) -> DeviceMemoryError:

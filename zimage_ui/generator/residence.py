@@ -66,29 +66,27 @@ class TextEncoderResidence:
         self._text_encoder = text_encoder
         self._device = device
         self._visits: VisitingLayers | None = None
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether all weights are on the device."""
-        return self._visits is None and all(
-            parameter.device == self._device for parameter in self._text_encoder.parameters()
-        )
+        self._is_resident: bool | None = None
 
     def settle(self, *, resident: bool) -> None:
-        """Bring the weights to the device, or to the host with visits; whatever is right already stays.
+        """Bring the weights to the device, or to the host with visits; costs nothing when they are there already.
 
         Raises:
             torch.OutOfMemoryError: the device has no room; the weights may then be in both places, and the next
                 `settle` puts that right.
         """
+        if resident == self._is_resident or self._device.type == "cpu":  # for a CPU, host and device are one
+            return
+        self._is_resident = None
         with torch.inference_mode(False), torch.no_grad():
+            if self._visits is not None:
+                self._visits.end()
+                self._visits = None
             if resident:
-                self._end_visits()
                 self._text_encoder.to(self._device)
-            elif self._device.type == "cpu":
-                return  # host and device are one
-            elif self._visits is None:
+            else:
                 self._leave()
+        self._is_resident = resident
 
     def _leave(self) -> None:
         keep = _pinned if _pinning_is_affordable(self._text_encoder) else torch.Tensor.cpu
@@ -99,14 +97,9 @@ class TextEncoderResidence:
         assert isinstance(layers, nn.ModuleList)
         self._visits = VisitingLayers(layers, lambda weight: weight.to(self._device, non_blocking=True))
 
-    def _end_visits(self) -> None:
-        if self._visits is not None:
-            self._visits.end()
-            self._visits = None
-
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.cpu().pin_memory()
+    return tensor if tensor.is_pinned() else tensor.cpu().pin_memory()
 
 
 def _pinning_is_affordable(module: nn.Module) -> bool:

@@ -213,12 +213,21 @@ def sample(
         watcher.enqueued(step, clean)
     watcher.finish()
     raise_if_cancelled(cancel)
-    if not bool(torch.isfinite(latents).all()):
+    require_finite(latents, "transformer")
+    return latents
+
+
+def require_finite(values: torch.Tensor, part: str) -> None:
+    """Turn what would be a black picture into an error; reads from the device, so call it where that is waited for.
+
+    Raises:
+        GenerationError: `values`, which `part` of the model computed, are not all finite.
+    """
+    if not bool(torch.isfinite(values).all()):
         raise GenerationError(
-            "The model computed numbers that are not finite, so there is no picture.",
+            f"The model's {part} computed numbers that are not finite, so there is no picture.",
             "With fp16 this is an overflow: use a card with bf16, or the CPU. Otherwise the weights are damaged.",
         )
-    return latents
 
 
 def raise_if_cancelled(cancel: threading.Event) -> None:
