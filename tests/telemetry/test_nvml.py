@@ -402,3 +402,18 @@ def test_the_driver_is_not_touched_by_importing() -> None:
     code = "import sys, zimage_ui.telemetry.nvml, zimage_ui.telemetry.sampler; sys.exit('pynvml' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.gpu
+def test_a_real_card_answers_with_all_its_sensors() -> None:
+    probe = open_probe()
+    snapshot = probe.read()
+    probe.close()
+    if not snapshot.gpus:
+        pytest.skip(snapshot.gpu_note)
+
+    for gpu in snapshot.gpus:
+        missing = {name for name in gpu.__slots__ if getattr(gpu, name) is None} - {"fan_pct"}
+        assert missing == set()
+        assert gpu.nvml_total_bytes is not None
+        assert gpu.nvml_total_bytes > GIB
