@@ -33,6 +33,8 @@ _PICTURE_PATH = re.compile(rf"({_DAY})/({_ID}\.(?:png|jpg|webp|json))", re.ASCII
 _PICTURE_NAME = re.compile(rf"{_ID}\.(?:png|jpg|webp)", re.ASCII)
 _TEMPORARY_NAME = re.compile(rf"\.{_ID}\.[a-z]+\.[0-9a-f]{{8}}\.tmp", re.ASCII)
 _CHECK_NAME = re.compile(rf"{_ID}\.check", re.ASCII)
+# A check's file lives for milliseconds, unlocked for the last of them: one that is older has lost its process.
+_CHECK_LIFE_S = 60.0
 _RANDOM_BITS = 80
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -106,9 +108,9 @@ class OutputFolder:
         Raises:
             ValueError: `picture_id` is none of ours.
         """
-        path = self.root / created_at.date().isoformat() / f"{picture_id}.{image_format.suffix}"
-        self._split(self.relative(path))
-        return path
+        relative = f"{created_at.date().isoformat()}/{picture_id}.{image_format.suffix}"
+        self._split(relative)
+        return self.root / relative
 
     def relative(self, path: Path) -> str:
         """`path` below the root, with forward slashes.
@@ -265,8 +267,10 @@ class OutputFolder:
                 with os.scandir(folder_fd) as entries:
                     names = [entry.name for entry in entries]
                 for name in names:
-                    if _TEMPORARY_NAME.fullmatch(name) or (folder == INTERNAL and _CHECK_NAME.fullmatch(name)):
+                    if _TEMPORARY_NAME.fullmatch(name):
                         _remove_orphan(folder_fd, name)
+                    elif folder == INTERNAL and _CHECK_NAME.fullmatch(name):
+                        _remove_orphan(folder_fd, name, older_than_s=_CHECK_LIFE_S)
 
 
 @contextlib.contextmanager
@@ -304,11 +308,16 @@ def _create_temporary(folder_fd: int, name: str) -> tuple[str, int]:
             )
         except FileExistsError:
             continue
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody can sweep it by lock either
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_nlink:
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody can sweep it by lock either
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            swept = os.fstat(descriptor).st_nlink == 0  # between its creation and its lock
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if not swept:
             return temporary, descriptor
-        os.close(descriptor)  # swept between its creation and its lock
+        os.close(descriptor)
 
 
 def _publish(folder_fd: int, temporary: str, name: str, data: bytes) -> None:
@@ -337,16 +346,18 @@ def _read(folder_fd: int, name: str) -> bytes:
         return file.read()
 
 
-def _remove_orphan(folder_fd: int, name: str) -> None:
+def _remove_orphan(folder_fd: int, name: str, older_than_s: float = 0.0) -> None:
     """Remove what a killed process left; a file whose writer lives is locked by it and stays."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
     except FileNotFoundError:
         return
     try:
+        if older_than_s and time.time() - os.fstat(descriptor).st_mtime < older_than_s:
+            return
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(name, dir_fd=folder_fd)
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         return
     finally:
         os.close(descriptor)
