@@ -89,7 +89,7 @@ def test_once_ended_nothing_visits(text_encoder):
         raise AssertionError("visited")
 
     VisitingLayers(text_encoder.layers, fetch).end()
-    encode_tokens(text_encoder, IDS, CPU)
+    assert encode_tokens(text_encoder, IDS, CPU).shape[0] == len(IDS)
 
 
 def test_on_a_cpu_home_and_device_are_one(text_encoder):

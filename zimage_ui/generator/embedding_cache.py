@@ -58,7 +58,7 @@ class EmbeddingCache:
         self._capacity_bytes = capacity_bytes
         self._lock = threading.Lock()
         self._entries: OrderedDict[EmbeddingKey, PromptEmbedding] = OrderedDict()
-        self._flights: dict[EmbeddingKey, Future[PromptEmbedding]] = {}
+        self._flights: dict[EmbeddingKey, Future[PromptEmbedding | None]] = {}
         self._hits = self._misses = self._size_bytes = 0
         self._saved_ms = 0.0
 
@@ -73,22 +73,20 @@ class EmbeddingCache:
         """
         while True:
             with self._lock:
-                known = self._entries.get(key)
-                if known is not None:
-                    self._entries.move_to_end(key)
+                embedding = self._entries.get(key)
                 flight = self._flights.get(key)
-                if known is None and flight is None:
+                if embedding is not None:
+                    self._entries.move_to_end(key)
+                elif flight is None:
                     self._misses += 1
-                    mine = self._flights[key] = Future()
+                    flight = self._flights[key] = Future()
                     break
-            if known is None and flight is not None:
-                if flight.exception() is not None:
-                    continue
-                known = flight.result()
-            if known is not None:
-                self._count_hit(known)
-                return known, True
-        return self._compute(key, compute, mine), False
+            if embedding is None and flight is not None:
+                embedding = flight.result()
+            if embedding is not None:
+                self._count_hit(embedding)
+                return embedding, True
+        return self._compute(key, compute, flight), False
 
     def stats(self) -> CacheStats:
         """The counts so far."""
@@ -110,21 +108,18 @@ class EmbeddingCache:
             self._saved_ms = 0.0
 
     def _compute(
-        self, key: EmbeddingKey, compute: Callable[[], PromptEmbedding], flight: Future[PromptEmbedding]
+        self, key: EmbeddingKey, compute: Callable[[], PromptEmbedding], flight: Future[PromptEmbedding | None]
     ) -> PromptEmbedding:
+        embedding: PromptEmbedding | None = None
         try:
             embedding = compute()
-        except BaseException as error:
+            return embedding
+        finally:
             with self._lock:
+                if embedding is not None:
+                    self._keep(key, embedding)
                 del self._flights[key]
-            # the waiters only need to know that it failed: the error itself would hold the frames of its computation
-            flight.set_exception(RuntimeError(f"the embedding could not be computed: {type(error).__name__}"))
-            raise
-        with self._lock:
-            self._keep(key, embedding)
-            del self._flights[key]
-        flight.set_result(embedding)
-        return embedding
+            flight.set_result(embedding)  # None tells those who wait to try for themselves
 
     def _keep(self, key: EmbeddingKey, embedding: PromptEmbedding) -> None:
         size_bytes = embedding.prompt_embeds.nbytes
