@@ -285,6 +285,7 @@ def test_closed_pages_are_forgotten(studio: Studio) -> None:
             page.read()
     with opened(studio) as page:
         page.until(lambda event: viewers(studio) == 1)
+        assert viewers(studio) == 1
 
 
 def viewers(studio: Studio) -> int:

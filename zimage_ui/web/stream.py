@@ -171,7 +171,8 @@ class TelemetryStreams:
             woken.clear()
             try:
                 post()
-            except Exception:  # noqa: BLE001 - one state that cannot be shown must not end the stream of all others
+            except (ValueError, TypeError, OSError):
+                # What Pillow and json raise: one state that cannot be shown must not end the news of all others.
                 _log.exception("A change could not be sent to the pages.")
 
     def _post_changes(self, changes: Changes) -> None:
