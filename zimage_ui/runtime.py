@@ -161,7 +161,12 @@ class _Service(uvicorn.Server):
         self._end_streams = partial(end_streams, app)
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_S,
             )
         )
         studio.on_failed = self._say_farewell
@@ -173,9 +178,14 @@ class _Service(uvicorn.Server):
         self._tell(f"zimage-ui is at {self._address}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop on a signal; open streams end at once, or uvicorn would wait for the pages to go away."""
+        """Stop on a signal, at once on a second one.
+
+        Unlike uvicorn's own, this does not raise the signal again afterwards: a stop that was asked for ends with 0,
+        after the studio is closed. Open streams end now, or uvicorn would wait for the pages to go away.
+        """
         self._end_streams()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     def _say_farewell(self) -> None:
         timer = threading.Timer(FAREWELL_S, self._leave)
