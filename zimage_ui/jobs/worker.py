@@ -160,7 +160,7 @@ def _in_one_tree() -> Iterator[None]:
         logger.exception("unexpected %s", type(error).__name__)
         raise GenerationError(
             f"Something unexpected went wrong: {type(error).__name__}: {error}",
-            "The service goes on; its log has the details.",
+            "The log of the service has the details.",
         ) from error
 
 
