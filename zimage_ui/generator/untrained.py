@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 MARKER_FILE = "zimage_ui.json"
 
 # The streams behind every tensor start here; a change of any rule below must raise it.
-_RECIPE = 1
+RECIPE = 1
 # See _draw.
 _QUERY_KEY_SCALE = 1.5
 _DENOISING = 0.8
@@ -188,7 +188,7 @@ def _write_model(folder: Path, size: UntrainedSize, seed: int) -> None:
     _write_part(folder / "vae", "diffusion_pytorch_model", _vae(size), size, seed)
     _write_json(
         folder / MARKER_FILE,
-        {"trained": False, "name": f"untrained ({size.name})", "profile": size.profile, "recipe": _RECIPE},
+        {"trained": False, "name": f"untrained ({size.name})", "profile": size.profile, "recipe": RECIPE},
     )
 
 
@@ -250,7 +250,7 @@ def _write_part(folder: Path, stem: str, model: Any, size: UntrainedSize, seed: 
     ]
     for name, shapes in zip(names, shards, strict=True):
         tensors = {
-            key: _draw(f"{_RECIPE}/{seed}/{folder.name}/", key, shape).to(size.dtype) for key, shape in shapes.items()
+            key: _draw(f"{RECIPE}/{seed}/{folder.name}/", key, shape).to(size.dtype) for key, shape in shapes.items()
         }
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if len(shards) > 1:

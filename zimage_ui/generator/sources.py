@@ -1,0 +1,108 @@
+"""What `ZIMAGE_MODEL` means: a folder, a hub id, or `auto`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage_ui.errors import DeviceMemoryError, ModelError, ModelNotFoundError
+from zimage_ui.generator.base import ProgressListener
+from zimage_ui.generator.hub import HubId, fetch_model, parse_hub_id
+from zimage_ui.generator.layout import is_model_folder
+from zimage_ui.generator.placement import Device, ModelSizes, choose_dtype, choose_plan, memory_need
+from zimage_ui.generator.profiles import TURBO
+
+_log = logging.getLogger(__name__)
+
+TURBO_ID = HubId("Tongyi-MAI/Z-Image-Turbo")
+BUNDLED_FOLDER = Path(__file__).parents[1] / "mini"
+
+# Of Z-Image-Turbo, its Qwen3-4B text encoder and its VAE, for judging a card before anything is fetched.
+TURBO_SIZES = ModelSizes(
+    text_encoder=4_022_468_096,
+    transformer=6_154_908_736,
+    vae=83_819_683,
+    transformer_width=3840,
+    vae_width=256,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model's folder and where it came from.
+
+    Attributes:
+        folder: in diffusers layout, on this machine.
+        name: for people, unless the model has one of its own.
+        source: the folder, or the hub id as it was given.
+        reason: why it is this one, for people; empty when it was asked for by name.
+    """
+
+    folder: Path
+    name: str
+    source: str
+    reason: str = ""
+
+
+def find_model(model: str, device: Device, cache_dir: Path, progress: ProgressListener) -> ModelSource:
+    """The folder of the model that `model` names, fetched or built if need be.
+
+    A folder of that name weighs more than a hub id.
+
+    Args:
+        model: the setting.
+        device: where the model will run; it decides what `auto` is.
+        cache_dir: where the small model is built when none is bundled.
+        progress: hears of a download (0..1 of it).
+
+    Raises:
+        ModelNotFoundError: there is no such folder or hub id.
+        ModelDownloadError: the hub did not give it.
+        ModelError: the small model could not be built.
+    """
+    if model == "auto":
+        return _choose(device, cache_dir, progress)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return ModelSource(folder.absolute(), folder.absolute().name, str(folder.absolute()))
+    hub_id = parse_hub_id(model)
+    if hub_id is None or model.startswith((".", "/", "~")):
+        raise ModelNotFoundError(
+            f"There is no model {model!r}: no such folder, and not a hub id either.",
+            "ZIMAGE_MODEL takes a folder in diffusers layout, a hub id such as Tongyi-MAI/Z-Image-Turbo, or auto.",
+        )
+    return ModelSource(fetch_model(hub_id, progress), hub_id.name, str(hub_id))
+
+
+def _choose(device: Device, cache_dir: Path, progress: ProgressListener) -> ModelSource:
+    """The best model that `device` can run: Z-Image-Turbo, or a small one."""
+    if not device.is_gpu:
+        return _small(cache_dir, "there is no NVIDIA GPU that torch can use")
+    need = memory_need(TURBO_SIZES, TURBO.sizes[0], choose_dtype(device).itemsize)
+    try:
+        plan = choose_plan(device, need)
+    except DeviceMemoryError as error:
+        return _small(cache_dir, f"Z-Image-Turbo does not fit: {error.message}")
+    reason = f"{device.name} can run Z-Image-Turbo: {plan.reason}"
+    _log.info("auto is %s: %s", TURBO_ID, reason)
+    return ModelSource(fetch_model(TURBO_ID, progress), TURBO_ID.name, str(TURBO_ID), reason)
+
+
+def _small(cache_dir: Path, reason: str) -> ModelSource:
+    """The bundled small model, or the untrained one, which is built once."""
+    if is_model_folder(BUNDLED_FOLDER):
+        folder = BUNDLED_FOLDER
+    else:
+        from zimage_ui.generator.untrained import DEFAULT, RECIPE, build_untrained_model
+
+        folder = cache_dir / f"untrained-{DEFAULT.name}-{RECIPE}"
+        try:
+            build_untrained_model(folder, DEFAULT)
+        except OSError as error:
+            raise ModelError(
+                f"The small model cannot be built in {cache_dir}: {error}.",
+                "Make room there, or set ZIMAGE_CACHE_DIR to a folder that can be written.",
+            ) from error
+    _log.info("auto is the small model in %s: %s", folder, reason)
+    return ModelSource(folder, folder.name, str(folder), reason)
