@@ -212,6 +212,17 @@ def test_what_is_no_json_is_said_clearly(shared: Studio, body: bytes) -> None:
     assert "cannot be read" in error["message"]
 
 
+@pytest.mark.parametrize("size_mib", [1, 50])
+def test_an_endless_prompt_is_refused_before_it_is_read(shared: Studio, size_mib: int) -> None:
+    body = b'{"prompt": "' + b"x" * (size_mib * 2**20) + b'"}'
+
+    response = shared.client.post(PATH, content=body, headers={"Content-Type": "application/json"})
+
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+    assert "1,048,576 bytes" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_a_body_that_is_not_said_to_be_json_is_refused(shared: Studio, media_type: str) -> None:
     """Those are the types that a foreign page may send without asking."""
