@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ TEXT_ENCODER_CONFIG = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960,
     "rope_theta": 1_000_000.0, "tie_word_embeddings": True,
 }  # fmt: skip
+TRANSFORMER_CONFIG = {"cap_feat_dim": 2_560}  # everything else is the class's default, which is the full size
 VAE_CONFIG = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 2, "norm_num_groups": 32,
     "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -36,7 +38,15 @@ VAE_CONFIG = {
 }  # fmt: skip
 
 
-def build(folder: Path) -> float:
+# The same script with toy sizes, to try it where there is no GPU; its figures mean nothing.
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
+TINY_TRANSFORMER = {"cap_feat_dim": 64, "dim": 96, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
+                    "n_kv_heads": 2, "axes_dims": [16, 16, 16]}  # fmt: skip
+TINY_VAE = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+
+
+def build(folder: Path, device: str, tiny: bool) -> float:
     """Write the full-size random model to `folder` in diffusers layout; returns the seconds it took."""
     import torch
     from diffusers import AutoencoderKL, ZImageTransformer2DModel
@@ -46,37 +56,27 @@ def build(folder: Path) -> float:
 
     begun = time.perf_counter()
     build_untrained_model(folder)  # tokenizer, scheduler, model_index.json; its small weights are replaced below
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
-    def fill(model: torch.nn.Module) -> None:
+    def make(part: str, factory: Callable[[], Any]) -> None:
+        with torch.device(device):
+            model = factory()
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim >= 2:
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:  # norms and biases keep what they were made with
                     parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
-                elif "norm" not in name and name.endswith("weight"):
-                    parameter.fill_(1)
-
-    def replace(part: str, model: Any) -> None:
         for old in (folder / part).glob("*"):
             old.unlink()
         model.save_pretrained(folder / part, max_shard_size="9GB")
         del model
         torch.cuda.empty_cache()
 
-    with torch.device("cuda"):
-        transformer = ZImageTransformer2DModel(cap_feat_dim=2_560)
-    fill(transformer)
-    replace("transformer", transformer)
-    del transformer
-    with torch.device("cuda"):
-        text_encoder = Qwen3Model(Qwen3Config(**TEXT_ENCODER_CONFIG)).to(torch.bfloat16)
-    fill(text_encoder)
-    replace("text_encoder", text_encoder)
-    del text_encoder
-    with torch.device("cuda"):
-        vae = AutoencoderKL(**VAE_CONFIG)
-    fill(vae)
-    replace("vae", vae)
+    text_config = Qwen3Config(**{**TEXT_ENCODER_CONFIG, **(TINY if tiny else {})})
+    transformer_config = TINY_TRANSFORMER if tiny else TRANSFORMER_CONFIG
+    vae_config = {**VAE_CONFIG, **(TINY_VAE if tiny else {})}
+    make("transformer", lambda: ZImageTransformer2DModel(**transformer_config))
+    make("text_encoder", lambda: Qwen3Model(text_config).to(torch.bfloat16))
+    make("vae", lambda: AutoencoderKL(**vae_config))
     marker = {"name": "Z-Image-Turbo architecture, random weights", "trained": False, "profile": "turbo"}
     (folder / "zimage_ui.json").write_text(json.dumps(marker), "utf-8")
     return time.perf_counter() - begun
@@ -113,7 +113,7 @@ def in_one_process(folder: Path, sides: list[int], runs: int) -> dict[str, Any]:
     for side in sides:
         rows, walls, previews, result = [], [], [], None
         for run in range(-1, runs):
-            request = GenerationRequest(prompt=f"{PROMPT}, take {run}", width=side, height=side, seed=run + 1)
+            request = GenerationRequest(prompt=f"{PROMPT}, {side} pixels, take {run}", width=side, height=side, seed=run + 1)
             started = time.perf_counter()
             result = generator.generate(request)
             if run >= 0:  # the first of a size is its warm-up
@@ -147,17 +147,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--sides", type=int, nargs="+", default=[512, 768, 1024, 1536])
+    parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU, to try this script")
+    parser.add_argument("--sides", type=int, nargs="+", default=[1024, 512, 768, 1536])
     arguments = parser.parse_args()
     folder: Path = arguments.folder.absolute()
     figures: dict[str, Any] = {"prompt": PROMPT, "weights": "random, full size"}
-    if not (folder / "zimage_ui.json").is_file():
-        figures["build_s"] = round(build(folder), 1)
+    if not folder.is_dir():
+        figures["build_s"] = round(build(folder, "cpu" if arguments.tiny else "cuda", arguments.tiny), 1)
     figures["size_gib"] = round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30, 2)
-    figures["generate_json_cold"] = through_the_cli(folder, 1024, folder.parent / "cold.png")
-    figures["generate_json_warm"] = through_the_cli(folder, 1024, folder.parent / "warm.png", "--warmup")
+    side = arguments.sides[0]
+    figures["generate_json_cold"] = through_the_cli(folder, side, folder.parent / "cold.png")
+    figures["generate_json_warm"] = through_the_cli(folder, side, folder.parent / "warm.png", "--warmup")
     figures["one_process"] = in_one_process(folder, arguments.sides, arguments.runs)
     print(json.dumps(figures, indent=2))
+    if arguments.tiny:
+        return
     print(write_result("full_size", figures, "torch", "diffusers", "transformers", "safetensors"))
 
 
