@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
-from typing import Any
+from typing import Any, TextIO
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -34,6 +34,12 @@ _pause = threading.Event()  # never set: its timed wait is the pause between two
 _opener = build_opener(ProxyHandler({}))
 
 
+def say(line: str, stream: TextIO) -> None:
+    """Write a line now, also into a pipe."""
+    stream.write(line + "\n")
+    stream.flush()
+
+
 class Report:
     """Prints each new line once, with the seconds since the start."""
 
@@ -44,7 +50,7 @@ class Report:
     def tell(self, line: str) -> None:
         """Print `line`, unless it is the one that was printed last."""
         if line != self._last:
-            print(f"prewarm {time.monotonic() - self._started_at_s:6.1f} s  {line}", flush=True)
+            say(f"prewarm {time.monotonic() - self._started_at_s:6.1f} s  {line}", sys.stdout)
         self._last = line
 
     def progress(self, readiness: Readiness) -> None:
@@ -64,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         url = (options.url or service_url()).rstrip("/")
     except ValueError as error:
-        print(f"prewarm: {error}", file=sys.stderr)
+        say(f"prewarm: {error}", sys.stderr)
         return BAD_SETTINGS
     return follow(url, options.timeout, Report())
 
@@ -108,13 +114,13 @@ def follow(url: str, timeout_s: float, report: Report) -> int:
         except (OSError, HTTPException, ValueError) as error:
             report.tell(f"no answer yet ({getattr(error, 'reason', None) or error or type(error).__name__})")
         _pause.wait(min(RETRY_S, max(0.0, deadline_s - time.monotonic())))
-    print(f"prewarm: {url} was not ready within {timeout_s:g} s", file=sys.stderr)
+    say(f"prewarm: {url} was not ready within {timeout_s:g} s", sys.stderr)
     return NO_VERDICT
 
 
 def failed(reason: str) -> int:
     """Say why there will be no pictures; the exit code."""
-    print(f"prewarm: failed: {reason}", file=sys.stderr)
+    say(f"prewarm: failed: {reason}", sys.stderr)
     return FAILED
 
 

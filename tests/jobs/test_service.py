@@ -1,5 +1,7 @@
+import gc
 import logging
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -228,6 +230,28 @@ class TestCancelling:
         assert room.service.board.ended_counts() == {
             JobPhase.DONE: 1, JobPhase.FAILED: 0, JobPhase.CANCELLED: 20,
         }  # fmt: skip
+
+
+def test_many_rounds_leave_no_more_behind_than_the_history(open_room):
+    """Fault 49, in small: what lives after 100 jobs is the history's, and what the last ones are just letting go."""
+    room = open_room(keep=10)
+    with room.service.board.subscribe(lambda: None):
+        for _ in range(5):
+            futures = {}
+            for _ in range(20):
+                job_id = room.submit(num_images_per_prompt=2)
+                futures[job_id] = room.service.future(job_id)
+            for job_id in list(futures)[::2]:
+                room.service.cancel(job_id)
+            assert all(future.result(30).phase.ended for future in futures.values())
+    assert room.saver.drain(30)
+    futures.clear()
+    room.saver.orders.clear()
+    room.saver._pending.clear()
+    gc.collect()
+    alive = Counter(type(thing).__name__ for thing in gc.get_objects())
+    names = ("JobRecord", "Job", "MadeJob", "JobSaving", "Future", "GenerationRequest")
+    assert {name: alive[name] for name in names if alive[name] > 20} == {}
 
 
 class FatalLog:

@@ -59,8 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.calls.append(f"POST {self.path}")
-        self._answer(self.server.status, "application/json", [json.dumps(self.server.first).encode()])
-        self.server.status = 200
+        status, self.server.status = self.server.status, 200  # trouble is over after one call
+        self._answer(status, "application/json", [json.dumps(self.server.first).encode()])
 
     def do_GET(self) -> None:
         self.server.calls.append(f"GET {self.path}")

@@ -145,35 +145,41 @@ def make_a_picture(port: int) -> dict[str, Any]:
         return made
 
 
-def runs_until_ready_and_stops_cleanly(supervisor: Supervisor) -> None:
+def wait_until_ready(supervisor: Supervisor) -> None:
     assert supervisor.wait_for(r"exited: zimage-ui-prewarm \(exit status (\d+)")[1] == "0"
-    assert re.search(r"100 %  ready: ready after", supervisor.program_log("prewarm"))
+    assert "100 %  ready: ready after" in supervisor.program_log("prewarm")
     assert supervisor.get("/livez") == (200, {"live": True})
     status, readiness = supervisor.get("/readyz")
     assert (status, readiness["ready"], readiness["progress"]) == (200, True, 1.0)
 
-    assert make_a_picture(supervisor.port)["seed"] == 7
-    assert len(list((supervisor.folder / "outputs").glob("*/*.png"))) == 1
 
-    # STARTING it stays for as long as a warm-up may take: a failure in that time counts as a failed start.
-    assert re.search(r"zimage-ui\s+STARTING", supervisor.control("status"))
+def stop(supervisor: Supervisor) -> str:
+    """Stop the program and see that nothing of its process group is left; how it ended."""
     pid = int(supervisor.control("pid", "zimage-ui"))
     supervisor.control("stop", "zimage-ui")
-    assert supervisor.wait_for(r"stopped: zimage-ui \((.*)\)")[1] == "exit status 0"
+    ended = supervisor.wait_for(r"stopped: zimage-ui \((.*)\)")[1]
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
-    assert supervisor.shut_down() == 0
+    return ended
 
 
 @pytest.mark.service
 def test_it_runs_until_ready_and_stops_cleanly(supervisor: Supervisor):
-    runs_until_ready_and_stops_cleanly(supervisor)
+    wait_until_ready(supervisor)
+    # Starting it is called for as long as a warm-up may take: a failure in that time is a failed start.
+    assert re.search(r"zimage-ui\s+STARTING", supervisor.control("status"))
+    assert stop(supervisor) == "exit status 0"
+    assert supervisor.shut_down() == 0
 
 
 @pytest.mark.service
 @pytest.mark.model
-def test_so_does_a_real_model(with_model: Supervisor):
-    runs_until_ready_and_stops_cleanly(with_model)
+def test_so_does_a_real_model_after_it_made_a_picture(with_model: Supervisor):
+    wait_until_ready(with_model)
+    assert make_a_picture(with_model.port)["seed"] == 7
+    assert len(list((with_model.folder / "outputs").glob("*/*.png"))) == 1
+    assert stop(with_model) == "exit status 0"
+    assert with_model.shut_down() == 0
 
 
 @pytest.mark.service
