@@ -228,6 +228,7 @@ def _fetch_blob(url: str, blobs: Path, tally: _Tally) -> None:
     with partial.open("ab") as file:
         if file.tell() > size_bytes:
             file.truncate(0)
+            file.seek(0)
         tally.add(file.tell())
         http_get(
             url,

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from zimage_ui.errors import ModelDamagedError
-from zimage_ui.generator.weight_files import FETCH_AGAIN, StoredTensor, WeightFile
+from zimage_ui.generator.weight_files import FETCH_AGAIN, WeightFile
 
 FLOAT_DTYPES = {
     "F64": torch.float64,
@@ -37,87 +36,95 @@ _BLOCK_BYTES = 2**24
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of one tensor that fits into a block: `length` bytes from `offset` of the file."""
+    """A part of one tensor that fits into a block.
 
-    path: Path
+    Attributes:
+        weight, descriptor, offset: the file, open, and where in it the piece begins.
+        key, tensor: which tensor, and its memory on the device, as bytes.
+        place: the piece's own part of that memory.
+        is_last: with it the tensor is whole.
+    """
+
+    weight: WeightFile
     descriptor: int
-    key: str
-    stored: StoredTensor
     offset: int
-    length: int
+    key: str
+    tensor: torch.Tensor
+    place: torch.Tensor
+    is_last: bool
 
 
 class _Block:
-    """A buffer of the ring; on its way to a GPU until `sent` has passed."""
+    """Takes one piece after the other from disk to its place: through a pinned buffer to a GPU, else directly."""
 
     def __init__(self, device: torch.device) -> None:
-        self._bytes = torch.empty(_BLOCK_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._pinned = torch.empty(_BLOCK_BYTES, dtype=torch.uint8, pin_memory=True) if device.type == "cuda" else None
         self._sent: torch.cuda.Event | None = None
 
     def read(self, piece: _Piece) -> None:
-        """Fill it with `piece`; runs on a thread of the pool."""
+        """Read `piece`; runs on a thread of the pool."""
         if self._sent is not None:
             self._sent.synchronize()
-        free = self._bytes.numpy().data[: piece.length]
-        place = piece.offset
+        target = piece.place if self._pinned is None else self._pinned[: piece.place.numel()]
+        free = target.numpy().data
+        offset = piece.offset
         while free:
-            count = os.preadv(piece.descriptor, [free], place)
+            count = os.preadv(piece.descriptor, [free], offset)
             if count == 0:
-                raise ModelDamagedError(f"{piece.path} ended while it was being read.", FETCH_AGAIN)
-            free, place = free[count:], place + count
+                raise ModelDamagedError(f"{piece.weight.path} ended while it was being read.", FETCH_AGAIN)
+            free, offset = free[count:], offset + count
 
-    def send(self, piece: _Piece, target: torch.Tensor) -> None:
-        """Copy `piece` to its place in `target`, without waiting for a GPU to have done so."""
-        begin = piece.offset - piece.stored.begin
-        target[begin : begin + piece.length].copy_(self._bytes[: piece.length], non_blocking=True)
-        if target.is_cuda:
+    def deliver(self, piece: _Piece) -> None:
+        """Send what was read on its way to a GPU, without waiting for its arrival."""
+        if self._pinned is not None:
+            piece.place.copy_(self._pinned[: piece.place.numel()], non_blocking=True)
             self._sent = torch.cuda.Event()
             self._sent.record()
 
 
 def read_tensors(
     weights: Iterable[WeightFile], wanted: Container[str], device: torch.device
-) -> Iterator[tuple[WeightFile, str, torch.Tensor]]:
+) -> Generator[tuple[WeightFile, str, torch.Tensor], None, None]:
     """The `wanted` tensors in the order in which they lie in `weights`, on `device`, in the dtype they are stored in.
+
+    Close it when it is left early: that ends its threads.
 
     Raises:
         ModelDamagedError: a file ends too early.
         OSError: a file cannot be read.
         torch.OutOfMemoryError: the device has no room.
     """
-    ring: deque[_Block] = deque()
-    under_way: deque[tuple[WeightFile, _Piece, _Block, Future[None]]] = deque()
-    target = torch.empty(0, dtype=torch.uint8, device=device)
+    free: deque[_Block] = deque()
+    under_way: deque[tuple[_Piece, _Block, Future[None]]] = deque()
     with ExitStack() as stack:
+        pieces = _pieces(weights, wanted, device, stack)
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weights")
-        pieces = _pieces(weights, wanted, stack)
         stack.callback(pool.shutdown, cancel_futures=True)  # before the files are closed
         while True:
-            while len(under_way) < _RING_BLOCKS and (following := next(pieces, None)) is not None:
-                weight, piece = following
-                block = ring.popleft() if ring else _Block(device)
-                under_way.append((weight, piece, block, pool.submit(block.read, piece)))
+            while len(under_way) < _RING_BLOCKS and (piece := next(pieces, None)) is not None:
+                block = free.popleft() if free else _Block(device)
+                under_way.append((piece, block, pool.submit(block.read, piece)))
             if not under_way:
                 return
-            weight, piece, block, reading = under_way.popleft()
+            piece, block, reading = under_way.popleft()
             reading.result()
-            if piece.offset == piece.stored.begin:
-                target = torch.empty(piece.stored.end - piece.stored.begin, dtype=torch.uint8, device=device)
-            block.send(piece, target)
-            ring.append(block)
-            if piece.offset + piece.length == piece.stored.end:
-                yield weight, piece.key, target.view(FLOAT_DTYPES[piece.stored.dtype]).view(piece.stored.shape)
+            block.deliver(piece)
+            free.append(block)
+            if piece.is_last:
+                stored = piece.weight.tensors[piece.key]
+                yield piece.weight, piece.key, piece.tensor.view(FLOAT_DTYPES[stored.dtype]).view(stored.shape)
 
 
 def _pieces(
-    weights: Iterable[WeightFile], wanted: Container[str], stack: ExitStack
-) -> Iterator[tuple[WeightFile, _Piece]]:
+    weights: Iterable[WeightFile], wanted: Container[str], device: torch.device, stack: ExitStack
+) -> Iterator[_Piece]:
     for weight in weights:
         file = stack.enter_context(weight.path.open("rb", buffering=0))
         for key, stored in weight.tensors.items():
             if key not in wanted:
                 continue
-            # at least one piece, even for a tensor without elements
-            for offset in range(stored.begin, max(stored.end, stored.begin + 1), _BLOCK_BYTES):
-                length = min(_BLOCK_BYTES, stored.end - offset)
-                yield weight, _Piece(weight.path, file.fileno(), key, stored, offset, length)
+            tensor = torch.empty(stored.size_bytes, dtype=torch.uint8, device=device)
+            places = tensor.split(_BLOCK_BYTES)
+            for number, place in enumerate(places, 1):
+                offset = stored.begin + (number - 1) * _BLOCK_BYTES
+                yield _Piece(weight, file.fileno(), offset, key, tensor, place, number == len(places))

@@ -7,6 +7,7 @@ So a model never stands in memory twice, nor as a whole in the dtype that it is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import TypeVar
 
 import torch
@@ -48,9 +49,10 @@ def fill(
         torch.OutOfMemoryError: the device has no room.
     """
     names = match(module, part)
-    for weight, key, tensor in read_tensors(part.weights, names.keys(), device):
-        _put(module, names[key], tensor.to(dtype))
-        on_loaded(weight, tensor.nbytes)
+    with closing(read_tensors(part.weights, names.keys(), device)) as tensors:
+        for weight, key, tensor in tensors:
+            _put(module, names[key], tensor.to(dtype))
+            on_loaded(weight, tensor.nbytes)
     module.to(device)  # the buffers; the parameters are there already
     module.requires_grad_(False).eval()
 
