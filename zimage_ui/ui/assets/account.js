@@ -1,0 +1,103 @@
+// Where a picture's time went, and what else is known of it.
+
+import { reuseSeed } from "./compose.js";
+import { button, copyText, h, icon, untrainedBadge } from "./dom.js";
+import { aspect, count, fileSize, ms } from "./format.js";
+import { jobOfPicture, model } from "./store.js";
+import { t } from "./texts.js";
+import { toast } from "./toasts.js";
+
+export const STAGES = ["queue", "encode", "sample", "decode", "save", "other"];
+const VISIBLE_MS = 0.05;
+const GPU_STAGES = ["encode", "sample", "decode"];
+
+/** The facts of what is shown: from its job while that is known, else from what the picture's file says of itself. */
+export function factsOf(job, picture) {
+  const from = job ?? jobOfPicture(picture.picture_id);
+  return from ?? { ...picture.metadata, untrained: picture.untrained, embedding_cache_hit: null };
+}
+
+/** The rows under finished pictures of one job. */
+export function accountOf(facts, pictures) {
+  const [picture] = pictures;
+  return [
+    h("div.zi-facts", {},
+      h("span.zi-prompt-line", { title: facts.prompt }, facts.prompt),
+      h("span.zi-actions", {},
+        button(t("action.copy"), () => copyPrompt(facts.prompt), { icon: "copy" }),
+        link(t("action.open"), picture.url, "open", { target: "_blank", rel: "noopener" }),
+        link(t("action.download"), `${picture.url}?download=1`, "download", { download: "" }),
+      ),
+    ),
+    h("div.zi-chips", {}, chips(facts, pictures)),
+    ...(facts.timings_ms ? [bar(facts.timings_ms), legend(facts.timings_ms)] : [pending()]),
+  ];
+}
+
+function chips(facts, pictures) {
+  const [picture] = pictures;
+  return [
+    facts.untrained && untrainedBadge(),
+    facts.truncated_tokens > 0 && truncated(facts),
+    seedChip(pictures),
+    chip(`${picture.width} × ${picture.height}`, t("fact.size.how", { ratio: aspect(picture.width, picture.height) })),
+    facts.nfe > 0 && chip(t("fact.nfe", { n: count(facts.nfe) }), t("fact.nfe.how")),
+    cacheChip(facts.embedding_cache_hit),
+    facts.preview_ms > 0 && chip(t("fact.previews", { time: ms(facts.preview_ms) }), t("fact.previews.how")),
+    picture.size_bytes > 0 && chip(`${picture.image_format.toUpperCase()} ${fileSize(picture.size_bytes)}`, picture.path),
+  ];
+}
+
+function chip(words, title) {
+  return h("span.zi-chip", { title }, words);
+}
+
+function seedChip(pictures) {
+  const { seed } = pictures[0];
+  const words = pictures.length > 1 ? t("fact.seeds", { first: seed, last: pictures.at(-1).seed }) : t("fact.seed", { seed });
+  return h("button.zi-chip", { type: "button", title: t("fact.seed.how"), onclick: () => reuseSeed(seed) }, words, icon("reuse"));
+}
+
+function cacheChip(hit) {
+  if (hit === null || hit === undefined) return null;
+  return chip(t(hit ? "fact.cache.hit" : "fact.cache.miss"), t("fact.cache.how"));
+}
+
+function truncated({ truncated_tokens: cut, prompt_tokens: kept }) {
+  const words = t("fact.truncated", { n: count(cut) });
+  return h("span.zi-chip.zi-warn", { title: t("fact.truncated.how", { kept: count(kept) }) }, icon("alert"), words);
+}
+
+/** How the time of a stage was taken: by the GPU's own events, or by the host's clock. */
+export function methodOf(stage) {
+  const onGpu = model()?.device.startsWith("cuda") && GPU_STAGES.includes(stage);
+  return t(onGpu ? "method.cuda" : "method.monotonic");
+}
+
+function bar(timings) {
+  const parts = STAGES.filter((stage) => timings[stage] > VISIBLE_MS).map((stage) => {
+    const title = `${t(`stage.${stage}`)}: ${ms(timings[stage])} (${methodOf(stage)})`;
+    return h("span", { title, style: { "flex-grow": timings[stage] }, dataset: { stage } });
+  });
+  return h("div.zi-bar", { "aria-hidden": "true" }, parts);
+}
+
+function legend(timings) {
+  const entries = STAGES.filter((stage) => timings[stage] !== undefined).map((stage) =>
+    h("li", { title: methodOf(stage), dataset: { stage } }, t(`stage.${stage}`), " ", h("b", {}, ms(timings[stage]))),
+  );
+  const total = timings.total === undefined ? null : h("li.zi-total", { title: t("method.total") }, t("stage.total"), " ", h("b", {}, ms(timings.total)));
+  return h("ul.zi-legend", {}, entries, total);
+}
+
+function pending() {
+  return h("p.zi-facts.zi-faint", {}, t("timings.pending"));
+}
+
+function link(words, href, iconName, attributes) {
+  return h("a.zi-quiet.zi-icon-button", { href, title: words, "aria-label": words, ...attributes }, icon(iconName));
+}
+
+async function copyPrompt(prompt) {
+  toast((await copyText(prompt)) ? t("copied") : t("copied.not"));
+}

@@ -1,0 +1,195 @@
+// <zi-canvas>: the picture. A job's previews grow in it step by step, then its pictures take their place.
+
+import { button, h, icon, Live, untrainedBadge } from "./dom.js";
+import { count } from "./format.js";
+import { focus, model, select, state } from "./store.js";
+import { hasText, t } from "./texts.js";
+import { fillPrompt } from "./compose.js";
+
+const MAX_ENLARGEMENT = 2.5; // small models make small pictures; beyond this they are all blur
+const GAP_PX = 10;
+const SQUARE_BONUS = 1.1;
+const FULL_BONUS = 1.05;
+const EXAMPLES = ["example.1", "example.2", "example.3"];
+
+/** How many columns give the largest tiles for `n` pictures of this shape; of nearly equal ones the fuller grid. */
+function bestGrid(n, width, height, room) {
+  let best = { columns: 1, scale: 0, worth: 0 };
+  for (let columns = 1; columns <= n; columns++) {
+    const rows = Math.ceil(n / columns);
+    const across = (room.width - GAP_PX * (columns - 1)) / columns / width;
+    const down = (room.height - GAP_PX * (rows - 1)) / rows / height;
+    const scale = Math.min(across, down, MAX_ENLARGEMENT);
+    const worth = scale * (columns === rows ? SQUARE_BONUS : 1) * (n % columns ? 1 : FULL_BONUS);
+    if (worth > best.worth) best = { columns, scale, worth };
+  }
+  return best;
+}
+
+class Canvas extends Live {
+  static topics = ["jobs", "selection", "readiness", "pictures"];
+  #tiles = new Map(); // key -> tile, so that a picture that is shown is never touched
+  #shape = null;
+  #observer = new ResizeObserver(() => this.#layOut());
+
+  build() {
+    this.#tiles.clear();
+    this.grid = h("div.zi-grid");
+    this.words = h("div.zi-canvas-words");
+    this.append(this.grid, this.words);
+    this.#observer.observe(this);
+  }
+
+  disconnectedCallback() {
+    super.disconnectedCallback();
+    this.#observer.disconnect();
+  }
+
+  update() {
+    const { job, picture } = focus();
+    this.dataset.state = job?.phase ?? (picture ? "picture" : "empty");
+    if (picture) this.#show([picture], picture);
+    else if (job?.pictures.length) this.#show(job.pictures, job);
+    else if (job?.preview) this.#grow(job);
+    else if (job) this.#hold(job);
+    else this.#show([], {});
+    this.#say(job, picture);
+    this.#layOut();
+  }
+
+  /** Finished pictures, each put in when it is decoded: until then what is there stays. */
+  #show(pictures, { width, height, untrained }) {
+    if (pictures.length) this.#shape = { width, height, n: pictures.length };
+    this.#keep(pictures.map((picture) => this.#pictureTile(picture, untrained, pictures.length > 1)));
+  }
+
+  #grow(job) {
+    this.#shape = { width: job.width, height: job.height, n: 1 };
+    const key = `preview ${job.job_id}`;
+    const tile = this.#tiles.get(key) ?? this.#newTile(key, h("img.zi-preview", { alt: t("canvas.preview") }), job.untrained);
+    tile.firstChild.src = job.preview;
+    tile.style.setProperty("--zi-done", job.num_steps ? job.step / job.num_steps : 0);
+    this.#keep([tile]);
+  }
+
+  /** A job that has nothing to show yet keeps its place. */
+  #hold(job) {
+    this.#shape = { width: job.width, height: job.height, n: 1 };
+    const key = `preview ${job.job_id}`;
+    this.#keep([this.#tiles.get(`hold ${key}`) ?? this.#newTile(`hold ${key}`, h("div.zi-blank"), job.untrained)]);
+  }
+
+  #pictureTile(picture, untrained, several) {
+    const known = this.#tiles.get(picture.picture_id);
+    if (known) return known;
+    const image = h("img.zi-picture", { alt: picture.prompt ?? state.pictures.get(picture.picture_id)?.prompt ?? "" });
+    image.src = picture.url;
+    const tile = this.#newTile(picture.picture_id, image, untrained);
+    const ready = () => this.#ready(tile);
+    tile.pending = image.decode().then(ready, () => {
+      tile.firstChild.replaceWith(h("div.zi-blank", {}, t("canvas.broken")));
+      ready();
+    });
+    const look = several ? () => select(picture.picture_id) : () => enlarge(picture, image.alt);
+    tile.append(button(t(several ? "canvas.single" : "canvas.enlarge"), look, { className: "zi-tile-button" }));
+    return tile;
+  }
+
+  #newTile(key, content, untrained) {
+    const tile = h("figure.zi-tile", { dataset: { key } }, content, untrained && untrainedBadge());
+    this.#tiles.set(key, tile);
+    return tile;
+  }
+
+  #ready(tile) {
+    tile.pending = null;
+    if (this.wanted?.includes(tile)) this.#keep(this.wanted);
+    this.#layOut();
+    this.dispatchEvent(new CustomEvent("picture-shown", { bubbles: true, detail: tile.dataset.key }));
+  }
+
+  /** Shows exactly these tiles, once all of them are decoded; forgets the rest. */
+  #keep(tiles) {
+    this.wanted = tiles;
+    if (tiles.some((tile) => tile.pending)) return;
+    if (tiles.length !== this.grid.children.length || tiles.some((tile, place) => this.grid.children[place] !== tile)) {
+      this.grid.replaceChildren(...tiles);
+    }
+    for (const [key, tile] of this.#tiles) if (!tiles.includes(tile)) this.#tiles.delete(key);
+  }
+
+  #layOut() {
+    if (!this.#shape) return;
+    const { width, height, n } = this.#shape;
+    const { columns, scale } = bestGrid(n, width, height, this.#room());
+    this.grid.style.setProperty("--zi-columns", columns);
+    this.grid.style.setProperty("--zi-tile-width", `${Math.floor(width * scale)}px`);
+    this.grid.style.setProperty("--zi-tile-height", `${Math.floor(height * scale)}px`);
+  }
+
+  #room() {
+    const inset = 2 * parseFloat(getComputedStyle(this).paddingLeft);
+    return { width: this.clientWidth - inset, height: this.clientHeight - inset };
+  }
+
+  // ---- words in the canvas: nothing yet, waiting, went wrong -------------------------------------------------------
+
+  #say(job, picture) {
+    const words = this.#wordsFor(job, picture);
+    const key = words?.key ?? "";
+    if (this.words.dataset.key === key) return;
+    this.words.dataset.key = key;
+    this.words.replaceChildren(...(words?.make() ?? []));
+  }
+
+  #wordsFor(job, picture) {
+    if (job?.phase === "failed") return { key: `failed ${job.job_id}`, make: () => failure(job.error) };
+    if (job?.phase === "queued") return { key: `queued ${job.position}`, make: () => waiting(job) };
+    if (job || picture) return this.#backToJob(picture);
+    return { key: `empty ${model()?.fingerprint}`, make: () => welcome() };
+  }
+
+  #backToJob(picture) {
+    if (!picture || !state.selection) return null;
+    const back = () => select(null);
+    return { key: "selected", make: () => [button(t("canvas.back"), back, { className: "zi-quiet zi-back" })] };
+  }
+}
+
+function welcome() {
+  const examples = EXAMPLES.map((key) => button(t(key), () => fillPrompt(t(key)), { className: "zi-example" }));
+  return [
+    h("div.zi-welcome", {},
+      h("h2", {}, t("canvas.empty")),
+      h("p", {}, t("canvas.empty.hint")),
+      h("div.zi-examples", {}, examples),
+      model()?.trained === false && h("p.zi-note", {}, untrainedBadge(), " ", t("untrained.why")),
+    ),
+  ];
+}
+
+function waiting(job) {
+  const place = job.position ? t("canvas.queued", { n: count(job.position) }) : t("canvas.next");
+  return [h("p.zi-pill", {}, state.readiness?.ready === false ? t("canvas.warming") : place)];
+}
+
+function failure(error) {
+  const title = error && hasText(`error.${error.code}`) ? t(`error.${error.code}`) : t("error.error");
+  return [
+    h("div.zi-failure", { role: "alert" },
+      icon("alert"),
+      h("div", {}, h("h2", {}, title), h("p", {}, error?.message ?? ""), h("p.zi-hint", {}, error?.hint ?? "")),
+    ),
+  ];
+}
+
+function enlarge(picture, alt) {
+  const image = h("img", { src: picture.url, alt });
+  const dialog = h("dialog.zi-lightbox", { "aria-label": t("canvas.enlarge"), onclick: () => dialog.close() }, image,
+    button(t("close"), () => dialog.close(), { icon: "close" }));
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+customElements.define("zi-canvas", Canvas);
