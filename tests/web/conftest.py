@@ -161,6 +161,14 @@ def run_studio() -> StudioMaker:
     return running_studio
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A service that is ready, for all tests of a module that leave it as it is or only add pictures."""
+    with running_studio(tmp_path_factory.mktemp("shared")) as studio:
+        studio.wait_until_ready()
+        yield studio
+
+
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[Studio]:
     """A service that is ready."""

@@ -194,16 +194,13 @@ def chunks(size_bytes: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("path", ["/echo", "/json", "/stream", "/nowhere"])
-@pytest.mark.parametrize("size_mib", [2, 50])
-def test_a_longer_body_is_refused_whether_it_says_its_length_or_not(
-    client: httpx.Client, path: str, size_mib: int
-) -> None:
+def test_a_longer_body_is_refused_whether_it_says_its_length_or_not(client: httpx.Client, path: str) -> None:
     headers = {"Content-Type": "application/json"}
-    said = client.post(path, content=bytes(size_mib * MIB), headers=headers)
+    said = client.post(path, content=bytes(2 * MIB), headers=headers)
     assert said.status_code == 413
     assert code_of(said) == "body_too_large"
 
-    unsaid = client.post(path, content=chunks(size_mib * MIB), headers=headers)
+    unsaid = client.post(path, content=chunks(2 * MIB), headers=headers)
     assert unsaid.status_code in ({404} if path == "/nowhere" else {413})
     if path != "/nowhere":
         assert code_of(unsaid) == "body_too_large"
@@ -216,8 +213,11 @@ def test_long_bodies_leave_no_trace_in_memory(client: httpx.Client) -> None:
     client.post("/echo", content=chunks(2 * MIB))
     before_bytes = process.memory_info().rss
 
-    for _ in range(5):
+    for _ in range(2):
         assert client.post("/echo", content=chunks(50 * MIB)).status_code == 413
+        assert (
+            client.post("/echo", content=chunks(50 * MIB), headers={"Content-Length": str(50 * MIB)}).status_code == 413
+        )
 
     assert process.memory_info().rss - before_bytes < 20 * MIB
 

@@ -26,8 +26,8 @@ def test_a_process_lives_before_it_is_ready(tmp_path: Path, run_studio: StudioMa
         }  # fmt: skip
 
 
-def test_a_warm_service_is_ready_and_says_what_is_loaded(studio: Studio) -> None:
-    response = studio.client.get("/readyz")
+def test_a_warm_service_is_ready_and_says_what_is_loaded(shared: Studio) -> None:
+    response = shared.client.get("/readyz")
 
     assert response.status_code == 200
     view = response.json()
@@ -49,11 +49,11 @@ def test_a_service_that_cannot_load_says_why_and_lives(tmp_path: Path, run_studi
         assert studio.client.get("/livez").status_code == 200
 
 
-def test_asking_for_the_warm_up_tells_how_far_it_is(studio: Studio) -> None:
+def test_asking_for_the_warm_up_tells_how_far_it_is(shared: Studio) -> None:
     for _ in range(2):
-        response = studio.client.post("/api/warmup")
+        response = shared.client.post("/api/warmup")
         assert response.status_code == 200
-        assert response.json() == studio.client.get("/readyz").json()
+        assert response.json() == shared.client.get("/readyz").json()
 
 
 def test_a_lost_gpu_makes_a_service_on_it_unready_but_not_one_on_a_processor(
@@ -91,26 +91,26 @@ def test_cancelling_is_the_same_however_often_it_is_asked(tmp_path: Path, run_st
         assert studio.client.post(path).json()["cancelled"] is True
 
 
-def test_cancelling_what_never_was_is_an_error(studio: Studio) -> None:
-    response = studio.client.post("/api/jobs/0123456789abcdef/cancel")
+def test_cancelling_what_never_was_is_an_error(shared: Studio) -> None:
+    response = shared.client.post("/api/jobs/0123456789abcdef/cancel")
 
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "not_found"
 
 
-def test_a_finished_job_cannot_be_cancelled(studio: Studio) -> None:
-    job = studio.services.jobs.submit(GenerationRequest(prompt="a fox", width=256, height=256))
-    studio.services.jobs.future(job.job_id).result(10)
+def test_a_finished_job_cannot_be_cancelled(shared: Studio) -> None:
+    job = shared.services.jobs.submit(GenerationRequest(prompt="a fox", width=256, height=256))
+    shared.services.jobs.future(job.job_id).result(10)
 
-    assert studio.client.post(f"/api/jobs/{job.job_id}/cancel").json()["cancelled"] is False
+    assert shared.client.post(f"/api/jobs/{job.job_id}/cancel").json()["cancelled"] is False
 
 
-def test_api_addresses_are_answered_in_our_shape(studio: Studio) -> None:
+def test_api_addresses_are_answered_in_our_shape(shared: Studio) -> None:
     for method, path, status in (
         ("GET", "/api/warmup", 405),
         ("GET", "/api/nothing", 404),
         ("POST", "/api/pictures", 405),
     ):
-        response = studio.client.request(method, path)
+        response = shared.client.request(method, path)
         assert response.status_code == status
         assert response.json()["error"]["message"]

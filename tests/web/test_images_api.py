@@ -26,14 +26,6 @@ PATH = "/v1/images/generations"
 TIMINGS = {"queue", "encode", "sample", "decode", "save", "other", "total"}
 
 
-@pytest.fixture(scope="module")
-def shared(run_studio: StudioMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """One ready service for all tests that only ask."""
-    with run_studio(tmp_path_factory.mktemp("shared")) as studio:
-        studio.wait_until_ready()
-        yield studio
-
-
 @pytest.fixture
 def openai_client(shared: Studio) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{shared.server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
@@ -212,9 +204,8 @@ def test_what_is_no_json_is_said_clearly(shared: Studio, body: bytes) -> None:
     assert "cannot be read" in error["message"]
 
 
-@pytest.mark.parametrize("size_mib", [1, 50])
-def test_an_endless_prompt_is_refused_before_it_is_read(shared: Studio, size_mib: int) -> None:
-    body = b'{"prompt": "' + b"x" * (size_mib * 2**20) + b'"}'
+def test_an_endless_prompt_is_refused_before_it_is_read(shared: Studio) -> None:
+    body = b'{"prompt": "' + b"x" * 2**20 + b'"}'
 
     response = shared.client.post(PATH, content=body, headers={"Content-Type": "application/json"})
 
@@ -348,6 +339,7 @@ def test_whoever_hangs_up_loses_the_answer_but_not_the_picture(tmp_path: Path, r
         studio.wait_until_ready()
         with pytest.raises(httpx.ReadTimeout):
             studio.client.post(PATH, json={"prompt": "left alone"}, timeout=httpx.Timeout(5, read=0.2))
+        studio.wait_for(lambda: len(studio.board.active()) == 1)
         (job,) = studio.board.active()
         assert generator.gate is not None
         generator.gate.set()
@@ -373,10 +365,10 @@ def test_a_cancelled_job_is_told_as_such(tmp_path: Path, run_studio: StudioMaker
 
 def test_waiting_calls_hold_no_threads(tmp_path: Path, run_studio: StudioMaker) -> None:
     generator = FakeGenerator(gate=threading.Event())
-    with run_studio(tmp_path, generator=generator, queue_size=100) as studio, ThreadPoolExecutor(60) as pool:
+    with run_studio(tmp_path, generator=generator, queue_size=100) as studio, ThreadPoolExecutor(45) as pool:
         studio.wait_until_ready()
-        calls = [pool.submit(ask, studio, prompt=f"number {number}") for number in range(60)]
-        studio.wait_for(lambda: len(studio.board.active()) == 60)
+        calls = [pool.submit(ask, studio, prompt=f"number {number}") for number in range(45)]
+        studio.wait_for(lambda: len(studio.board.active()) == 45)
         # More than the 40 threads that Starlette has, and yet what needs a thread is answered at once.
         assert studio.client.get("/api/pictures").status_code == 200
         assert studio.client.get("/metrics").status_code == 200

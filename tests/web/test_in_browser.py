@@ -71,13 +71,14 @@ def elsewhere(target: str) -> FastAPI:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_page_from_elsewhere_gets_nothing_and_starts_nothing(
-    browser: Browser, studio: Studio, serve: Serve, attack: str, host: str
+    browser: Browser, shared: Studio, serve: Serve, attack: str, host: str
 ) -> None:
     other: LiveServer
-    with serve(elsewhere(studio.server.url)) as other:
+    before = shared.board.recent(5)
+    with serve(elsewhere(shared.server.url)) as other:
         page = browser.new_page()
         statuses: list[int] = []
-        page.on("response", lambda answer: statuses.append(answer.status) if _is_to(studio, answer.url) else None)
+        page.on("response", lambda answer: statuses.append(answer.status) if _is_to(shared, answer.url) else None)
         page.goto(f"http://{host}:{other.port}/attack/{attack}")
         page.wait_for_function("document.title !== ''")
         title = page.title()
@@ -85,18 +86,18 @@ def test_a_page_from_elsewhere_gets_nothing_and_starts_nothing(
 
     assert title == ("done" if attack in BLIND else "failed")
     assert all(status == 403 for status in statuses)
-    assert studio.board.active() == ()
-    assert studio.board.recent(5) == ()
+    assert shared.board.active() == ()
+    assert shared.board.recent(5) == before
 
 
-def _is_to(studio: Studio, url: str) -> bool:
-    return url.startswith(studio.server.url)
+def _is_to(shared: Studio, url: str) -> bool:
+    return url.startswith(shared.server.url)
 
 
-def test_the_pages_own_scripts_may_do_all_of_it_but_leave(browser: Browser, studio: Studio, serve: Serve) -> None:
-    with serve(elsewhere(studio.server.url)) as other:
+def test_the_pages_own_scripts_may_do_all_of_it_but_leave(browser: Browser, shared: Studio, serve: Serve) -> None:
+    with serve(elsewhere(shared.server.url)) as other:
         page = browser.new_page()
-        page.goto(f"{studio.server.url}/livez")
+        page.goto(f"{shared.server.url}/livez")
         answer: dict[str, Any] = page.evaluate(
             """async (elsewhere) => {
                 const body = JSON.stringify({prompt: "a fox", response_format: "url"});

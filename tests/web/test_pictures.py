@@ -19,12 +19,12 @@ def make(studio: Studio, **more: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("output_format", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
-def test_a_picture_is_served_as_it_lies_on_disk(studio: Studio, output_format: str, suffix: str) -> None:
-    (picture,) = make(studio, output_format=output_format)
+def test_a_picture_is_served_as_it_lies_on_disk(shared: Studio, output_format: str, suffix: str) -> None:
+    (picture,) = make(shared, output_format=output_format)
 
-    response = studio.client.get(picture["url"])
+    response = shared.client.get(picture["url"])
 
-    assert response.content == (studio.services.settings.output_dir / picture["path"]).read_bytes()
+    assert response.content == (shared.services.settings.output_dir / picture["path"]).read_bytes()
     assert response.headers["content-type"] == f"image/{output_format}"
     assert response.headers["content-length"] == str(len(response.content))
     assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
@@ -32,18 +32,18 @@ def test_a_picture_is_served_as_it_lies_on_disk(studio: Studio, output_format: s
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_picture_may_be_downloaded(studio: Studio) -> None:
-    (picture,) = make(studio)
+def test_a_picture_may_be_downloaded(shared: Studio) -> None:
+    (picture,) = make(shared)
 
-    disposition = studio.client.get(picture["url"], params={"download": 1}).headers["content-disposition"]
+    disposition = shared.client.get(picture["url"], params={"download": 1}).headers["content-disposition"]
 
     assert disposition == f'attachment; filename="{picture["picture_id"]}.png"'
 
 
-def test_a_head_tells_the_same_without_the_picture(studio: Studio) -> None:
-    (picture,) = make(studio)
+def test_a_head_tells_the_same_without_the_picture(shared: Studio) -> None:
+    (picture,) = make(shared)
 
-    whole, head = studio.client.get(picture["url"]), studio.client.head(picture["url"])
+    whole, head = shared.client.get(picture["url"]), shared.client.head(picture["url"])
 
     assert head.status_code == 200
     assert head.content == b""
@@ -51,11 +51,11 @@ def test_a_head_tells_the_same_without_the_picture(studio: Studio) -> None:
         assert head.headers[name] == whole.headers[name]
 
 
-def test_what_a_browser_has_is_not_sent_again(studio: Studio) -> None:
-    (picture,) = make(studio)
-    etag = studio.client.get(picture["url"]).headers["etag"]
+def test_what_a_browser_has_is_not_sent_again(shared: Studio) -> None:
+    (picture,) = make(shared)
+    etag = shared.client.get(picture["url"]).headers["etag"]
 
-    response = studio.client.get(picture["url"], headers={"If-None-Match": etag})
+    response = shared.client.get(picture["url"], headers={"If-None-Match": etag})
 
     assert response.status_code == 304
     assert response.content == b""
@@ -77,8 +77,8 @@ def test_what_a_browser_has_is_not_sent_again(studio: Studio) -> None:
         "८" * 26,
     ],
 )
-def test_what_is_not_there_is_not_found(studio: Studio, picture_id: str) -> None:
-    response = studio.client.get(f"/pictures/{picture_id}")
+def test_what_is_not_there_is_not_found(shared: Studio, picture_id: str) -> None:
+    response = shared.client.get(f"/pictures/{picture_id}")
 
     assert response.status_code == 404
     assert response.json()["error"]["type"] == "invalid_request_error"
@@ -128,8 +128,8 @@ def test_a_listed_picture_brings_its_settings(studio: Studio) -> None:
         ({"before": "' OR 1=1 --"}, "before"),
     ],
 )
-def test_a_wrong_question_is_answered_clearly(studio: Studio, params: dict[str, Any], param: str) -> None:
-    response = studio.client.get("/api/pictures", params=params)
+def test_a_wrong_question_is_answered_clearly(shared: Studio, params: dict[str, Any], param: str) -> None:
+    response = shared.client.get("/api/pictures", params=params)
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param

@@ -316,20 +316,19 @@ def test_a_page_that_does_not_read_costs_no_memory_and_holds_up_no_one(studio: S
 
 
 def test_a_hundred_pages_cost_little(tmp_path: Path, run_studio: StudioMaker) -> None:
-    """At one look at the machine per second, 100 pages take less than a twentieth of a core."""
-    seconds = 3
-    with run_studio(tmp_path, interval_s=1.0) as studio, ExitStack() as stack:
+    """A look at the machine, sent to 100 pages, takes 50 ms of a processor at most: 5 % of a core at one per second."""
+    looks = 10
+    with run_studio(tmp_path, interval_s=0.1) as studio, ExitStack() as stack:
         studio.wait_until_ready()
         client = stack.enter_context(httpx.Client(timeout=30, limits=httpx.Limits(max_connections=200)))
         pages = [Page(stack.enter_context(client.stream("GET", f"{studio.server.url}/telemetry"))) for _ in range(100)]
         for page in pages:
             page.until(lambda event: event.name == "telemetry")
         process = psutil.Process(os.getpid())
-        begun_s, cpu_s = time.monotonic(), sum(process.cpu_times()[:2])
-        while time.monotonic() - begun_s < seconds:
+        cpu_s = sum(process.cpu_times()[:2])
+        for _ in range(looks):
             pages[0].until(lambda event: event.name == "telemetry")
-        used_s = sum(process.cpu_times()[:2]) - cpu_s
-        assert used_s / (time.monotonic() - begun_s) < 0.05
+        assert (sum(process.cpu_times()[:2]) - cpu_s) / looks < 0.05
 
 
 def take(mailbox: Mailbox, timeout_s: float = 0.0) -> list[bytes] | None:
