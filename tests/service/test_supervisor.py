@@ -29,6 +29,8 @@ ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.prefix) / "bin"
 DEADLINE_S = 120.0
 
+pytestmark = pytest.mark.timeout(4 * DEADLINE_S)
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -183,8 +185,9 @@ def test_so_does_a_real_model_after_it_made_a_picture(with_model: Supervisor):
 
 
 @pytest.mark.service
+@pytest.mark.model
 def test_a_model_that_cannot_be_loaded_ends_in_a_clear_log_and_fatal(broken: Supervisor):
-    """Faults 41 and 42: the hook says why, the service is asked and answers, then leaves, three times at most."""
+    """Faults 41 and 42: the hook says why, the service is asked and answers, then leaves, twice at most."""
     assert broken.wait_for(r"exited: zimage-ui-prewarm \(exit status (\d+)")[1] == "1"
     assert "no-such-model" in broken.program_log("prewarm")
     assert broken.get("/livez") == (200, {"live": True})
