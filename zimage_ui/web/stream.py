@@ -105,7 +105,7 @@ class TelemetryStreams:
         self._ids = itertools.count(1)
         self._preview: tuple[Preview | None, str] = (None, "")
         self._ended: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
-        self._gpu_lost = False
+        self._snapshot: Snapshot | None = None  # the newest that was sent to all
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -132,6 +132,7 @@ class TelemetryStreams:
                 asyncio.create_task(self._watch(snapshots, self._post_snapshot)),
             ]
             news.set()
+            snapshots.set()
             try:
                 yield
             finally:
@@ -184,12 +185,12 @@ class TelemetryStreams:
             self._post_all(record.job_id, lambda record=record: self._job_event(record))  # type: ignore[misc]
 
     def _post_snapshot(self) -> None:
-        snapshot = self._services.sampler.latest
+        before, snapshot = self._snapshot, self._services.sampler.latest
         if snapshot is None:
             return
+        self._snapshot = snapshot
         self._post_all(_TELEMETRY, lambda: self._telemetry_event(snapshot))
-        if snapshot.gpu_lost != self._gpu_lost:
-            self._gpu_lost = snapshot.gpu_lost
+        if snapshot.gpu_lost != (before is not None and before.gpu_lost):
             self._post_all(_READINESS, self._readiness_event)
 
     def _post_all(self, thing: str, encode: Callable[[], bytes]) -> None:
@@ -201,9 +202,8 @@ class TelemetryStreams:
 
     def _post_present_state(self, mailbox: Mailbox) -> None:
         mailbox.post(_READINESS, self._readiness_event())
-        snapshot = self._services.sampler.latest
-        if snapshot is not None:
-            mailbox.post(_TELEMETRY, self._telemetry_event(snapshot))
+        if self._snapshot is not None:
+            mailbox.post(_TELEMETRY, self._telemetry_event(self._snapshot))
         for record in (*reversed(self._board.recent(RECENT_JOBS)), *self._board.active()):
             mailbox.post(record.job_id, self._job_event(record))
 
