@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from zimage_ui.errors import GenerationError
-from zimage_ui.events import JobFailed, JobQueued
+from zimage_ui.events import JobFailed, JobQueued, StageStarted, StepDone
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Preview
 from zimage_ui.stages import Stage
 from zimage_ui.telemetry.fake import FakeProbe
 from zimage_ui.telemetry.probe import Snapshot
@@ -140,46 +140,46 @@ def test_a_job_is_followed_from_the_queue_to_the_disk(tmp_path: Path, run_studio
     order = ["queued", "running", "saving", "done"]
     phases = [view["phase"] for view in views]
     assert phases == sorted(phases, key=order.index)
-    assert {view["step"] for view in views} >= {4}
-    previews = {view["preview"] for view in views if view["preview"]}
-    assert len(previews) > 1
     done = views[-1]
     assert (done["seed"], done["width"], done["nfe"], done["client"], done["untrained"]) == (7, 256, 4, "test", True)
     assert done["preview"] is None
+    assert (done["step"], done["num_steps"]) == (4, 4)
     assert set(done["timings_ms"]) == {"queue", "encode", "sample", "decode", "save", "other", "total"}
     (picture,) = done["pictures"]
     assert picture["url"] == f"/pictures/{picture['picture_id']}"
     assert picture["path"].endswith(".png")
 
 
-def test_a_preview_is_a_picture_made_once_for_all_pages(
-    tmp_path: Path, run_studio: StudioMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preview_is_a_picture_made_once_for_all_pages(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     encode = stream_module.views.preview_data_url
 
-    def counting(preview: Any) -> str:
+    def counting(preview: Preview) -> str:
         encoded.append(preview.width)
         return encode(preview)
 
     monkeypatch.setattr(stream_module.views, "preview_data_url", counting)
-    generator = FakeGenerator(gate=threading.Event())
-    with run_studio(tmp_path, generator=generator) as studio, ExitStack() as stack:
+    with ExitStack() as stack:
         pages = [stack.enter_context(opened(studio)) for _ in range(5)]
         for page in pages:
             page.read()
-        submit(studio)
-        assert generator.gate is not None
-        generator.gate.set()
-        shown = [page.until(lambda event: event.data.get("phase") == "done" and event.name == "job") for page in pages]
+        studio.board.publish(JobQueued(job_id="seen", request=FOX, client="test"))
+        studio.board.publish(StageStarted(job_id="seen", stage=Stage.SAMPLE))
+        for step in range(1, 4):
+            preview = Preview(width=32, height=16, pixels=bytes([60 * step]) * (32 * 16 * 3))
+            studio.board.publish(StepDone(job_id="seen", step=step, num_steps=4, preview=preview))
+            urls = {
+                page.until(lambda event, step=step: event.data.get("step") == step)[-1].data["preview"]
+                for page in pages
+            }
+            (url,) = urls
+            kind, _, data = url.partition(",")
+            assert kind == "data:image/jpeg;base64"
+            image = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert image.size == (32, 16)
+            assert abs(image.getpixel((5, 5))[0] - 60 * step) < 8
 
-    urls = {event.data["preview"] for event in shown[0] if event.data.get("preview")}
-    assert urls
-    for url in urls:
-        kind, _, data = url.partition(",")
-        assert kind == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
-    assert 1 <= len(encoded) <= 4
+    assert encoded == [32, 32, 32]
 
 
 def test_an_ended_job_with_an_error_says_what_and_what_to_do(tmp_path: Path, run_studio: StudioMaker) -> None:
