@@ -266,6 +266,20 @@ class TestOutOfMemory:
         fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
         assert make(engine, request()).memory_plan == "smallest"
 
+    def test_the_time_of_the_failed_attempt_stays_in_its_stages(self, engine, fail_forward, monkeypatch):
+        clocks: list[MonotonicClock] = []
+
+        def only_clock(device: torch.device) -> MonotonicClock:
+            clocks.append(MonotonicClock())
+            return clocks[-1]
+
+        monkeypatch.setattr("zimage_ui.generator.engine.stage_clock", only_clock)
+        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        make(engine, request())
+        (clock,) = clocks
+        begun = [stage for stage, _ in clock._marks]
+        assert begun == [Stage.ENCODE, Stage.SAMPLE, Stage.ENCODE, Stage.SAMPLE, Stage.DECODE, None]
+
     def test_memory_is_released_before_the_second_attempt(self, engine, fail_forward, monkeypatch):
         released = []
         monkeypatch.setattr("zimage_ui.generator.memory.release_memory", released.append)

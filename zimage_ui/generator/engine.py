@@ -49,7 +49,10 @@ class _Prompts:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One request on its way, with those who watch it."""
+    """One request on its way, with those who watch it.
+
+    Its clock runs through both attempts of a job that ran out of memory: the stage that failed pays for the failure.
+    """
 
     request: GenerationRequest
     listener: GenerationListener
@@ -112,15 +115,17 @@ class Engine:
         Raises:
             JobCancelledError, DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
         """
-        request = request.with_seed()
+        request, device = request.with_seed(), self.components.device
         pixels = request.width * request.height * request.num_images_per_prompt
         plan = self._ladder.plan_for(pixels)
+        memory.start_counting(device)
+        job = _Job(request, listener, cancel, stage_clock(device))
         for attempt in (1, 2):
             try:
-                return translated(partial(self._make, request, listener, cancel, plan), self.components.device)
+                return translated(partial(self._make, job, plan), device)
             except DeviceMemoryError as error:
                 reason = error.message
-            memory.release_memory(self.components.device)
+            memory.release_memory(device)
             smaller = self._ladder.ran_out(plan, pixels)
             if smaller is None or attempt == 2:
                 break
@@ -128,18 +133,13 @@ class Engine:
             plan = smaller
         raise _out_of_memory(request, plan, reason)
 
-    def _make(
-        self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event, plan: MemoryPlan
-    ) -> GenerationResult:
-        device = self.components.device
-        memory.start_counting(device)
-        job = _Job(request, listener, cancel, stage_clock(device))
+    def _make(self, job: _Job, plan: MemoryPlan) -> GenerationResult:
         try:
             with torch.inference_mode():
                 return self._run_stages(job, plan)
         except JobCancelledError:
             # The step under way belongs to this job: the next one's clock shall start on an idle device.
-            record_fence(device).wait()
+            record_fence(self.components.device).wait()
             raise
 
     def _run_stages(self, job: _Job, plan: MemoryPlan) -> GenerationResult:
