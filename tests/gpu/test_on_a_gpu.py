@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from zimage_ui.generator.loading import load_components
 
 from zimage_ui.errors import DeviceMemoryError, JobCancelledError
 from zimage_ui.generator.base import GenerationListener
 from zimage_ui.generator.clock import CudaEventClock
 from zimage_ui.generator.components import MemoryPlan
 from zimage_ui.generator.engine import Engine
+from zimage_ui.generator.loading import load_components
 from zimage_ui.generator.untrained import DEFAULT, build_untrained_model
 from zimage_ui.request import GenerationRequest, Preview, SchedulerName
 from zimage_ui.stages import Stage
@@ -154,12 +154,15 @@ def test_the_text_encoder_can_live_on_the_host_and_changes_no_pixel(engine):
     assert torch.equal(pixels(resident), pixels(offloaded))
 
 
-def test_tiled_decode_is_close(engine):
+def test_the_smallest_plan_decodes_in_tiles_with_less_memory_and_draws_the_same_scene(engine):
     whole = make(engine, width=1024, height=1024)
     engine._ladder._rungs = [MemoryPlan.SMALLEST]
     tiled = make(engine, width=1024, height=1024)
     assert tiled.memory_plan == MemoryPlan.SMALLEST
-    assert (pixels(whole) - pixels(tiled)).abs().float().mean() < 4
+    assert tiled.memory.allocated_peak_bytes < 0.6 * whole.memory.allocated_peak_bytes
+    # Not the same pixels: each tile has group norms of its own. The scene is.
+    both = torch.stack([pixels(whole).float(), pixels(tiled).float()])
+    assert torch.corrcoef(both)[0, 1] > 0.95
 
 
 def test_out_of_memory_is_told_and_the_next_picture_works(engine):
