@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -52,6 +53,15 @@ class Program:
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def generate(self, asked: dict) -> dict:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        try:
+            body = json.dumps({"response_format": "url", **asked})
+            connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+            return json.load(connection.getresponse())
         finally:
             connection.close()
 
@@ -124,18 +134,18 @@ def test_it_says_ready_when_it_is_and_stops_cleanly_with_a_page_open(start):
 
 
 @pytest.mark.model
-def test_the_small_model_is_ready_within_20_s_and_draws(start):
+def test_the_small_model_is_ready_within_20_s_and_accounts_for_its_time(start):
     program = start(ZIMAGE_MODEL="auto")
     program.wait_for_address()
     program.wait_until_ready()
     assert time.monotonic() - program.started_at_s <= 20
-    connection = http.client.HTTPConnection("127.0.0.1", program.port, timeout=DEADLINE_S)
-    body = json.dumps({"prompt": "a red boat", "seed": 7, "response_format": "url"})
-    connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
-    answer = json.load(connection.getresponse())
-    connection.close()
-    assert (answer["seed"], answer["nfe"], answer["untrained"]) == (7, 8, True)
-    assert answer["timings_ms"]["other"] < 0.01 * answer["timings_ms"]["total"]
+    answers = [program.generate({"prompt": "a red boat", "seed": seed}) for seed in range(5)]
+    assert [(answer["seed"], answer["nfe"], answer["untrained"]) for answer in answers] == [
+        (seed, 8, True) for seed in range(5)
+    ]
+    assert [answer["embedding_cache_hit"] for answer in answers] == [False, True, True, True, True]
+    shares = [answer["timings_ms"]["other"] / answer["timings_ms"]["total"] for answer in answers]
+    assert statistics.median(shares) < 0.01
     assert program.stop() == 0
 
 
