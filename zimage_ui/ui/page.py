@@ -55,7 +55,9 @@ def build_page(jobs: JobService, settings: Settings) -> Page:
                 _element("zi-canvas")
                 _element("zi-timings")
                 form = build_form(settings.image_format)
-            _element("zi-instruments")
+            with gr.Column(elem_id="zi-instruments"):
+                for tag in ("zi-warmup", "zi-machine", "zi-chart", "zi-model"):
+                    _element(tag)
         _element("zi-toasts")
         connect_form(form, jobs)
     blocks.queue(api_open=False)

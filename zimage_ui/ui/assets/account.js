@@ -1,13 +1,13 @@
 // Where a picture's time went, and what else is known of it.
 
 import { reuseSeed } from "./compose.js";
-import { button, copyText, h, icon, untrainedBadge } from "./dom.js";
+import { button, copyText, h, icon } from "./dom.js";
 import { aspect, count, fileSize, ms } from "./format.js";
 import { jobOfPicture, model } from "./store.js";
 import { t } from "./texts.js";
 import { toast } from "./toasts.js";
 
-export const STAGES = ["queue", "encode", "sample", "decode", "save", "other"];
+const STAGES = ["queue", "encode", "sample", "decode", "save", "other"];
 const VISIBLE_MS = 0.05;
 const GPU_STAGES = ["encode", "sample", "decode"];
 
@@ -37,14 +37,13 @@ export function accountOf(facts, pictures) {
 function chips(facts, pictures) {
   const [picture] = pictures;
   return [
-    facts.untrained && untrainedBadge(),
     facts.truncated_tokens > 0 && truncated(facts),
     seedChip(pictures),
     chip(`${picture.width} × ${picture.height}`, t("fact.size.how", { ratio: aspect(picture.width, picture.height) })),
     facts.nfe > 0 && chip(t("fact.nfe", { n: count(facts.nfe) }), t("fact.nfe.how")),
     cacheChip(facts.embedding_cache_hit),
     facts.preview_ms > 0 && chip(t("fact.previews", { time: ms(facts.preview_ms) }), t("fact.previews.how")),
-    picture.size_bytes > 0 && chip(`${picture.image_format.toUpperCase()} ${fileSize(picture.size_bytes)}`, picture.path),
+    fileChip(picture),
   ];
 }
 
@@ -53,9 +52,14 @@ function chip(words, title) {
 }
 
 function seedChip(pictures) {
-  const { seed } = pictures[0];
-  const words = pictures.length > 1 ? t("fact.seeds", { first: seed, last: pictures.at(-1).seed }) : t("fact.seed", { seed });
-  return h("button.zi-chip", { type: "button", title: t("fact.seed.how"), onclick: () => reuseSeed(seed) }, words, icon("reuse"));
+  const [first, last] = [pictures[0].seed, pictures.at(-1).seed];
+  const words = first === last ? t("fact.seed", { seed: first }) : t("fact.seeds", { first, last });
+  const reuse = { type: "button", title: t("fact.seed.how"), onclick: () => reuseSeed(first) };
+  return h("button.zi-chip", reuse, words, icon("reuse"));
+}
+
+function fileChip({ size_bytes: bytes, image_format: format, path }) {
+  return bytes > 0 && chip(`${format.toUpperCase()} ${fileSize(bytes)}`, path);
 }
 
 function cacheChip(hit) {
@@ -83,11 +87,12 @@ function bar(timings) {
 }
 
 function legend(timings) {
-  const entries = STAGES.filter((stage) => timings[stage] !== undefined).map((stage) =>
-    h("li", { title: methodOf(stage), dataset: { stage } }, t(`stage.${stage}`), " ", h("b", {}, ms(timings[stage]))),
-  );
-  const total = timings.total === undefined ? null : h("li.zi-total", { title: t("method.total") }, t("stage.total"), " ", h("b", {}, ms(timings.total)));
-  return h("ul.zi-legend", {}, entries, total);
+  const entry = (stage, properties) => {
+    const known = timings[stage] !== undefined;
+    return known && h("li", properties, t(`stage.${stage}`), " ", h("b", {}, ms(timings[stage])));
+  };
+  const stages = STAGES.map((stage) => entry(stage, { title: methodOf(stage), dataset: { stage } }));
+  return h("ul.zi-legend", {}, stages, entry("total", { title: t("method.total"), class: "zi-total" }));
 }
 
 function pending() {

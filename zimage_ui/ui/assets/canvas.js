@@ -66,7 +66,8 @@ class Canvas extends Live {
   #grow(job) {
     this.#shape = { width: job.width, height: job.height, n: 1 };
     const key = `preview ${job.job_id}`;
-    const tile = this.#tiles.get(key) ?? this.#newTile(key, h("img.zi-preview", { alt: t("canvas.preview") }), job.untrained);
+    const preview = () => h("img.zi-preview", { alt: t("canvas.preview") });
+    const tile = this.#tiles.get(key) ?? this.#newTile(key, preview(), job.untrained);
     tile.firstChild.src = job.preview;
     tile.style.setProperty("--zi-done", job.num_steps ? job.step / job.num_steps : 0);
     this.#keep([tile]);
@@ -185,8 +186,10 @@ function failure(error) {
 
 function enlarge(picture, alt) {
   const image = h("img", { src: picture.url, alt });
-  const dialog = h("dialog.zi-lightbox", { "aria-label": t("canvas.enlarge"), onclick: () => dialog.close() }, image,
-    button(t("close"), () => dialog.close(), { icon: "close" }));
+  const close = () => dialog.close();
+  const dialog = h("dialog.zi-lightbox", { "aria-label": t("canvas.enlarge"), onclick: close }, image,
+    button(t("close"), close, { icon: "close" }),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

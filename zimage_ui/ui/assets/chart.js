@@ -1,5 +1,5 @@
-// <zi-chart>: the stage times of the last jobs, stacked. Python made the figure (chart.py); Plotly draws it, fetched from
-// our own origin once the page stands and the chart can be seen.
+// <zi-chart>: the stage times of the last jobs, stacked. Python made the figure (chart.py); Plotly draws it, fetched
+// from our own origin once the page stands and the chart can be seen.
 
 import { methodOf } from "./account.js";
 import { config } from "./config.js";
@@ -96,7 +96,8 @@ class Chart extends Live {
     const range = [-0.5, slots - 0.5];
     const xaxis = { ...layout.xaxis, range, tickvals: jobs.map((job) => job.job_id), ticktext: sparse(times, slots) };
     const template = config.chart.templates[dark.matches ? "dark" : "light"];
-    globalThis.Plotly.react(this.plot, traces, { ...layout, xaxis, template }, { displayModeBar: false, responsive: true });
+    const look = { displayModeBar: false, responsive: true };
+    globalThis.Plotly.react(this.plot, traces, { ...layout, xaxis, template }, look);
   }
 }
 

@@ -9,7 +9,7 @@ import { t } from "./texts.js";
 const GLYPH_PX = 12;
 
 function optionsOf(name) {
-  if (name !== "size") return config.choices[name].map((value) => ({ value, words: t(`${name}.${value}`) }));
+  if (name !== "size") return config.choices[name].map((value) => ({ value, words: t(`choice.${name}.${value}`) }));
   return [...sizes()].sort(inPairs).map(([width, height]) => ({
     value: `${width}x${height}`,
     words: aspect(width, height),
@@ -20,8 +20,9 @@ function optionsOf(name) {
 
 /** Squares first, the small before the large; then the others, each beside the one that is turned. */
 function inPairs([width, height], [otherWidth, otherHeight]) {
-  const squares = Number(otherWidth === otherHeight) - Number(width === height);
-  return squares || (width === height ? width - otherWidth : otherWidth * otherHeight - width * height || otherWidth - width);
+  const [square, otherSquare] = [width === height, otherWidth === otherHeight];
+  if (square !== otherSquare) return square ? -1 : 1;
+  return square ? width - otherWidth : otherWidth * otherHeight - width * height || otherWidth - width;
 }
 
 class Choice extends Live {
@@ -51,7 +52,8 @@ class Choice extends Live {
   }
 
   #option({ value, words, detail, ratio }) {
-    const input = h("input", { type: "radio", name: `zi-choice-${this.name}`, value, onchange: () => this.#choose(value) });
+    const onchange = () => this.#choose(value);
+    const input = h("input", { type: "radio", name: `zi-choice-${this.name}`, value, onchange });
     const glyph = ratio && h("span.zi-glyph", { "aria-hidden": "true", style: glyphSize(ratio) });
     return h("label.zi-option", {}, input, glyph, h("span", {}, h("b", {}, words), detail && h("small", {}, detail)));
   }
@@ -66,7 +68,8 @@ class Choice extends Live {
     if (!this.link) return;
     const values = [...this.group.querySelectorAll("input")].map((input) => input.value);
     const kept = recall(this.name);
-    const next = values.includes(kept) ? kept : values.includes(this.link.get()) ? this.link.get() : defaultOf(this.name) ?? values[0];
+    const wanted = [kept, this.link.get(), defaultOf(this.name), ...values];
+    const next = wanted.find((value) => values.includes(value));
     if (this.link.get() !== next) this.link.set(next);
     this.#mark();
   }

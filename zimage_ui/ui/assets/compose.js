@@ -57,7 +57,8 @@ export function defaultOf(name) {
 function clientId() {
   const known = localStorage.getItem(CLIENT_KEY);
   if (known) return known;
-  const fresh = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(36).padStart(2, "0")).join("");
+  const bytes = [...crypto.getRandomValues(new Uint8Array(12))];
+  const fresh = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
   localStorage.setItem(CLIENT_KEY, fresh);
   return fresh;
 }
@@ -165,7 +166,9 @@ function onKey(event) {
 }
 
 function nameButtons() {
-  for (const name of config.form.buttons) document.getElementById(`zi-${name}`)?.setAttribute("title", t(`form.${name}.title`));
+  for (const name of config.form.buttons) {
+    document.getElementById(`zi-${name}`)?.setAttribute("title", t(`form.${name}.title`));
+  }
 }
 
 function showActivity() {

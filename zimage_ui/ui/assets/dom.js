@@ -15,7 +15,7 @@ const ICONS = {
   alert: "M10 6v5m0 3v.01M10 2.5 18 17H2z",
 };
 
-/** Builds an element: `h("a.zi-link", {href, onclick, dataset}, "text", child, ...)`; empty children are left out. */
+/** Builds an element: `h("a.zi-link", {href, onclick, dataset, style}, "text", child, ...)`, without empty children. */
 export function h(selector, properties = {}, ...children) {
   const [tag, ...classes] = selector.split(".");
   const element = document.createElement(tag);
@@ -24,11 +24,15 @@ export function h(selector, properties = {}, ...children) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "dataset") Object.assign(element.dataset, value);
-    else if (name === "style") for (const [property, set] of Object.entries(value)) element.style.setProperty(property, set);
+    else if (name === "style") setStyle(element, value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false && child !== ""));
+  element.append(...children.flat().filter((child) => ![null, undefined, false, ""].includes(child)));
   return element;
+}
+
+function setStyle(element, properties) {
+  for (const [property, value] of Object.entries(properties)) element.style.setProperty(property, value);
 }
 
 export function svg(tag, attributes = {}, ...children) {

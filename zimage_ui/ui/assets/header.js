@@ -19,14 +19,17 @@ class Header extends Live {
         this.model,
         h("span.zi-grow"),
         this.status,
-        h("div.zi-languages", { role: "group", "aria-label": t("language") }, Object.keys(LANGUAGES).map(languageButton)),
+        h("div.zi-languages", { role: "group", "aria-label": t("language") },
+          Object.keys(LANGUAGES).map(languageButton),
+        ),
       ),
     );
   }
 
   update() {
     const loaded = model();
-    this.model.replaceChildren(...(loaded ? [h("span", {}, loaded.name)] : []), ...(loaded && !loaded.trained ? [untrainedBadge()] : []));
+    const parts = loaded ? [h("span", {}, loaded.name), loaded.trained ? "" : untrainedBadge()] : [];
+    this.model.replaceChildren(...parts);
     const [kind, words] = this.#standing();
     this.status.dataset.kind = kind;
     setText(this.status, words);
@@ -48,22 +51,25 @@ class Header extends Live {
 }
 
 function languageButton(language) {
-  const pressed = language === currentLanguage();
-  return button(LANGUAGES[language], () => setLanguage(language), { className: "zi-language", lang: language, "aria-pressed": String(pressed) });
+  const pressed = String(language === currentLanguage());
+  const attributes = { className: "zi-language", lang: language, "aria-pressed": pressed };
+  return button(LANGUAGES[language], () => setLanguage(language), attributes);
 }
 
 function mark() {
-  const z = { d: "M9.5 10h13L9.5 22h13", fill: "none", stroke: "currentColor", "stroke-width": 3, "stroke-linecap": "round", "stroke-linejoin": "round" };
-  return svg("svg", { class: "zi-mark", viewBox: "0 0 32 32", "aria-hidden": "true" }, svg("rect", { width: 32, height: 32, rx: 8 }), svg("path", z));
+  return svg("svg", { class: "zi-mark", viewBox: "0 0 32 32", "aria-hidden": "true" },
+    svg("rect", { width: 32, height: 32, rx: 8 }),
+    svg("path", { d: "M9.5 10h13L9.5 22h13" }),
+  );
 }
 
 class More extends Live {
   build() {
     const root = document.documentElement;
-    const toggle = button("", () => {
-      const open = root.toggleAttribute("data-zi-more");
-      toggle.setAttribute("aria-expanded", String(open));
-    }, { className: "zi-quiet zi-more", "aria-expanded": String(root.hasAttribute("data-zi-more")), title: t("form.more.title") });
+    const flip = () => toggle.setAttribute("aria-expanded", String(root.toggleAttribute("data-zi-more")));
+    const named = { title: t("form.more.title"), "aria-label": t("form.more") };
+    const open = String(root.hasAttribute("data-zi-more"));
+    const toggle = button("", flip, { className: "zi-quiet zi-more", "aria-expanded": open, ...named });
     toggle.append(icon("sliders"), h("span", {}, t("form.more")));
     this.append(toggle);
   }

@@ -54,7 +54,7 @@ export class Progress {
     setText(this.clock, parts.join(" · "));
   }
 
-  /** By the pace of the steps so far and what the last job of this shape took for the rest; null when both are unknown. */
+  /** By the pace of the steps so far and what the last job of this shape took for the rest; null without both. */
   #remainingMs(now) {
     const { job } = this;
     const alike = timedJobs().reverse().find((other) => isAlike(job, other));

@@ -6,40 +6,49 @@ const MOST_POINTS = 90;
 const LEAST_POINTS = 20; // the span of the line while there are few
 const WIDTH = 96;
 const HEIGHT = 24;
+const MARGIN = 1.5;
+const HEADROOM = 1.15; // above the highest value seen, where the scale has no top of its own
+
+const histories = new Map(); // name -> values; they outlive the elements, which are built anew in each language
 
 export class Sparkline {
-  #values = [];
+  #values;
 
-  /** `most` is the top of the scale; without it the highest value seen is. */
-  constructor(most = null) {
-    this.most = most;
+  constructor(name) {
+    if (!histories.has(name)) histories.set(name, []);
+    this.#values = histories.get(name);
     this.line = svg("path", { class: "zi-spark-line" });
     this.area = svg("path", { class: "zi-spark-area" });
-    this.element = svg("svg", { class: "zi-spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, this.area, this.line);
+    const frame = { class: "zi-spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" };
+    this.element = svg("svg", { ...frame, "aria-hidden": "true" }, this.area, this.line);
   }
 
-  /** Adds one value; null (no reading) leaves a gap. */
-  push(value, most = this.most) {
+  /** Adds a value (null: no reading, a gap); `most` is the top of the scale, if it has one. */
+  push(value, most) {
     this.#values.push(value ?? null);
     if (this.#values.length > MOST_POINTS) this.#values.shift();
-    this.most = most;
-    this.#draw();
+    this.draw(most);
   }
 
-  #draw() {
-    const known = this.#values.filter((value) => value !== null);
-    const top = Math.max(this.most ?? Math.max(...known, 0) * 1.15, 1e-9);
-    const span = Math.max(this.#values.length, LEAST_POINTS) - 1;
-    const x = (place) => ((place + span + 1 - this.#values.length) / span) * WIDTH;
-    const y = (value) => HEIGHT - 1.5 - (Math.min(value, top) / top) * (HEIGHT - 3);
-    const runs = [];
-    this.#values.forEach((value, place) => {
-      if (value === null) return;
-      const point = [x(place).toFixed(1), y(value).toFixed(1)];
-      if (place > 0 && this.#values[place - 1] !== null) runs.at(-1).push(point);
-      else runs.push([point]);
-    });
+  draw(most) {
+    const runs = this.#runs(most ?? Math.max(0, ...this.#values.filter((value) => value !== null)) * HEADROOM);
     this.line.setAttribute("d", runs.map((run) => `M${run.join("L")}`).join(""));
-    this.area.setAttribute("d", runs.map((run) => `M${run[0][0]},${HEIGHT}L${run.join("L")}L${run.at(-1)[0]},${HEIGHT}Z`).join(""));
+    const closed = (run) => `M${run[0][0]},${HEIGHT}L${run.join("L")}L${run.at(-1)[0]},${HEIGHT}Z`;
+    this.area.setAttribute("d", runs.map(closed).join(""));
+  }
+
+  /** The points of the line, apart wherever a reading is missing. */
+  #runs(top) {
+    const values = this.#values;
+    const span = Math.max(values.length, LEAST_POINTS) - 1;
+    const x = (place) => ((place + span + 1 - values.length) / span) * WIDTH;
+    const y = (value) => HEIGHT - MARGIN - (Math.min(value, top) / (top || 1)) * (HEIGHT - 2 * MARGIN);
+    const runs = [];
+    values.forEach((value, place) => {
+      if (value === null) return;
+      if (place === 0 || values[place - 1] === null) runs.push([]);
+      runs.at(-1).push([x(place).toFixed(1), y(value).toFixed(1)]);
+    });
+    return runs;
   }
 }

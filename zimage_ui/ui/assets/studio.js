@@ -7,7 +7,8 @@ import "./canvas.js";
 import "./timings.js";
 import "./strip.js";
 import "./chart.js";
-import "./instruments.js";
+import "./machine.js";
+import "./model.js";
 import { startForm } from "./compose.js";
 import { start } from "./store.js";
 
