@@ -166,6 +166,7 @@ class _Service(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody forwards to a service that only this machine reaches
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
