@@ -108,7 +108,7 @@ def open_model_folder(folder: Path) -> ModelFolder:
             "a hub id such as Tongyi-MAI/Z-Image-Turbo, or auto.",
         )
     _check_classes(folder / INDEX_FILE)
-    read_json(folder / "tokenizer" / _CONFIG_FILES["tokenizer"])
+    _check_tokenizer(folder / "tokenizer")
     marker = folder / MARKER_FILE
     return ModelFolder(
         folder=folder,
@@ -147,11 +147,21 @@ def _check_classes(path: Path) -> None:
     for part, classes in _PART_CLASSES.items():
         entry = index.get(part)
         named = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-        if named not in classes:
+        if str(named) not in classes:
             raise ModelDamagedError(
                 f"{path} names {named} as the {part.replace('_', ' ')}; it has to be {' or '.join(sorted(classes))}.",
                 "Choose a Z-Image model.",
             )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Transformers makes an empty tokenizer, without a word, of a folder without these."""
+    read_json(folder / _CONFIG_FILES["tokenizer"])
+    vocabulary = ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt")
+    if not all((folder / name).is_file() for name in vocabulary):
+        raise ModelDamagedError(
+            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt: words are missing.", FETCH_AGAIN
+        )
 
 
 def _open_part(folder: Path) -> WeightedPart:

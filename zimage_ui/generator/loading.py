@@ -173,7 +173,7 @@ def _load_in_some_plan(files: ModelFolder, choices: _Choices, way: _Way) -> tupl
 
 def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     device, dtype = torch.device(choices.device.torch_name), _DTYPES[choices.dtype.name]
-    tokenizer = _tokenizer(files.folder / "tokenizer")
+    tokenizer = _tokenizer(files.folder / "tokenizer", files.text_encoder.config["vocab_size"])
     transformer = make_empty(lambda: ZImageTransformer2DModel.from_config(files.transformer.config))
     vae = make_empty(lambda: AutoencoderKL.from_config(files.vae.config))
     text_encoder = make_empty(lambda: Qwen3Model(_text_encoder_config(files.text_encoder, dtype)))
@@ -201,8 +201,13 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     )
 
 
-def _tokenizer(folder: Path) -> Qwen2Tokenizer:
+def _tokenizer(folder: Path, vocab_size: int) -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > vocab_size:
+        raise ModelDamagedError(
+            f"The tokenizer in {folder} knows {len(tokenizer):,} tokens, the text encoder only {vocab_size:,}.",
+            "They belong to different models: fetch the model again.",
+        )
     if not tokenizer.chat_template:
         raise ModelDamagedError(
             f"The tokenizer in {folder} has no chat template, which every prompt is wrapped in.", FETCH_AGAIN

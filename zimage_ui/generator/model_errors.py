@@ -49,6 +49,7 @@ _START_AGAIN = (
     "Check the connection and start again: what has been fetched is kept. "
     "Without internet, bring the model's folder here and set ZIMAGE_MODEL to it."
 )
+_MAX_ERROR_CHARS = 300
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -56,7 +57,7 @@ def as_download_error(error: Exception, repo_id: str, revision: str) -> ModelErr
     """The error of our tree for what huggingface_hub raised over a model."""
     ours = _from_answer(error, repo_id, revision) or _from_cache(error, repo_id)
     return ours or ModelDownloadError(
-        f"{repo_id} cannot be fetched from {constants.ENDPOINT}: {_first_line(error)}", _START_AGAIN
+        f"{repo_id} cannot be fetched from {constants.ENDPOINT}: {_brief(error)}", _START_AGAIN
     )
 
 
@@ -119,16 +120,18 @@ def as_load_error(error: Exception, what: str, device_name: str) -> ModelError |
         )
     if isinstance(error, torch.AcceleratorError):
         return DeviceLostError(
-            f"{device_name} stopped answering while {what} was being loaded: {_first_line(error)}",
+            f"{device_name} stopped answering while {what} was being loaded: {_brief(error)}",
             "Start again; if it happens again, look for Xid in the kernel's log (dmesg).",
         )
     if isinstance(error, OSError):
         return ModelError(f"{what} cannot be read: {error}.", "Check the permissions and the state of the disk.")
     return ModelDamagedError(
-        f"{what} does not describe a model that can be built: {type(error).__name__}: {_first_line(error)}",
+        f"{what} does not describe a model that can be built: {type(error).__name__}: {_brief(error)}",
         "Fetch the model again, or copy the folder anew; its configuration may be of another version.",
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _brief(error: Exception) -> str:
+    """What `error` says, in one line of bearable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_ERROR_CHARS else f"{text[:_MAX_ERROR_CHARS]}..."

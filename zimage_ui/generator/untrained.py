@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-MARKER_FILE = "zimage_ui.json"
+from zimage_ui.generator.layout import INDEX_FILE, MARKER_FILE, is_model_folder
 
 # The streams behind every tensor start here; a change of any rule below must raise it.
 RECIPE = 1
@@ -143,7 +143,7 @@ def build_untrained_model(folder: Path, size: UntrainedSize = TINY, seed: int = 
     Raises:
         OSError: the folder cannot be written.
     """
-    if (folder / "model_index.json").is_file():
+    if is_model_folder(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -154,7 +154,7 @@ def build_untrained_model(folder: Path, size: UntrainedSize = TINY, seed: int = 
             work.rename(folder)
         except OSError:
             # Two first starts at once: whoever renamed first has built the same model.
-            if not (folder / "model_index.json").is_file():
+            if not is_model_folder(folder):
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -163,7 +163,7 @@ def build_untrained_model(folder: Path, size: UntrainedSize = TINY, seed: int = 
 
 def _write_model(folder: Path, size: UntrainedSize, seed: int) -> None:
     _write_json(
-        folder / "model_index.json",
+        folder / INDEX_FILE,
         {
             "_class_name": "ZImagePipeline",
             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],

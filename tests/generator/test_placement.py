@@ -1,0 +1,139 @@
+"""Device, dtype and memory plan: every card can be tried without one."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from zimage_ui.errors import DeviceMemoryError
+from zimage_ui.generator.components import MemoryPlan
+from zimage_ui.generator.placement import (
+    Device,
+    MemoryNeed,
+    choose_dtype,
+    choose_plan,
+    memory_need,
+    read_device,
+)
+from zimage_ui.generator.sources import TURBO_SIZES
+
+GIB = 2**30
+TURBO_NEED = memory_need(TURBO_SIZES, (1024, 1024), 2)
+
+
+def gpu(
+    total_gib: float, *, free_gib: float | None = None, capability: tuple[int, int] = (8, 9), name: str = "a card"
+) -> Device:
+    free_gib = total_gib - 0.5 if free_gib is None else free_gib  # a context and a desktop
+    return Device(
+        torch_name="cuda:0",
+        name=name,
+        free_bytes=int(free_gib * GIB),
+        total_bytes=int(total_gib * GIB),
+        capability=capability,
+    )
+
+
+def cpu(free_gib: float) -> Device:
+    return Device(torch_name="cpu", name="CPU, 2 threads", free_bytes=int(free_gib * GIB), total_bytes=32 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "reason"),
+    [
+        (gpu(80, capability=(9, 0), name="NVIDIA H100"), "bf16", "NVIDIA H100 computes in bf16 natively"),
+        (gpu(10, capability=(8, 6), name="RTX 3080"), "bf16", "RTX 3080 computes in bf16 natively"),
+        (gpu(32, capability=(12, 0), name="RTX 5090"), "bf16", "RTX 5090 computes in bf16 natively"),
+        (gpu(16, capability=(7, 5), name="Tesla T4"), "fp16", "Tesla T4 (compute capability 7.5) has no bf16"),
+        (cpu(8), "fp32", "a CPU computes fastest and most exactly in fp32"),
+    ],
+)  # fmt: skip
+def test_the_dtype_follows_the_hardware_and_says_why(device: Device, name: str, reason: str):
+    choice = choose_dtype(device)
+    assert (choice.name, choice.reason) == (name, reason)
+    assert choice.itemsize == (4 if name == "fp32" else 2)
+
+
+@pytest.mark.parametrize(
+    ("card", "plan"),
+    [
+        (gpu(80), MemoryPlan.RESIDENT),
+        (gpu(24), MemoryPlan.RESIDENT),
+        (gpu(16), MemoryPlan.TEXT_ENCODER_OFFLOADED),
+        (gpu(16, free_gib=14), MemoryPlan.SMALLEST),
+        (gpu(24, free_gib=15), MemoryPlan.TEXT_ENCODER_OFFLOADED),
+    ],
+)
+def test_the_full_size_model_takes_the_fastest_plan_that_fits(card: Device, plan: MemoryPlan):
+    assert choose_plan(card, TURBO_NEED).plan is plan
+
+
+@pytest.mark.parametrize("card", [gpu(12), gpu(8), gpu(24, free_gib=12)])
+def test_a_card_that_is_too_small_is_told_so_with_the_numbers(card: Device):
+    with pytest.raises(DeviceMemoryError) as raised:
+        choose_plan(card, TURBO_NEED)
+    assert raised.value.message.startswith("a card has ")
+    assert "the smallest plan needs 13.7 GB" in raised.value.message
+    assert "ZIMAGE_MODEL=auto" in raised.value.hint
+
+
+def test_a_plan_says_why_with_the_numbers():
+    assert choose_plan(gpu(80), TURBO_NEED).reason == "everything fits: 23.1 GB needed, 85.4 GB free"
+    assert choose_plan(gpu(16), TURBO_NEED).reason == (
+        "the text encoder (8.0 GB) does not fit beside the rest: 15.1 GB needed, 16.6 GB free"
+    )
+    assert "decoding a picture in one piece" in choose_plan(gpu(16, free_gib=14), TURBO_NEED).reason
+
+
+def test_each_plan_needs_less_than_the_one_before_and_none_is_skipped():
+    needs = [TURBO_NEED.of(plan) for plan in MemoryPlan]
+    assert needs == sorted(needs, reverse=True)
+    for plan, need_bytes in zip(MemoryPlan, needs, strict=True):
+        exactly = replace(gpu(80), free_bytes=need_bytes + 600_000_000)
+        assert choose_plan(exactly, TURBO_NEED).plan is plan
+
+
+def test_what_a_picture_takes_is_what_was_measured():
+    """On an H100 in bf16 (torch 2.11): the peak of the VAE and of the transformer, beside their weights, in MB."""
+    measured = {512: (639, 187), 768: (1436, 347), 1024: (2552, 560), 1536: (5741, 1182), 2048: (10204, 2053)}
+    for side, (decoding, sampling) in measured.items():
+        need = memory_need(TURBO_SIZES, (side, side), 2)
+        assert need.working_bytes / 1e6 == pytest.approx(decoding, rel=0.02)
+        assert need.tiled_working_bytes / 1e6 == pytest.approx(max(sampling, 639), rel=0.15)
+
+
+def test_a_cpu_keeps_everything_and_is_asked_whether_it_fits():
+    need = MemoryNeed(
+        text_encoder_bytes=GIB, transformer_bytes=GIB, vae_bytes=GIB, working_bytes=GIB, tiled_working_bytes=GIB
+    )
+    choice = choose_plan(cpu(8), need)
+    assert choice.plan is MemoryPlan.RESIDENT
+    assert "nothing to move" in choice.reason
+    with pytest.raises(DeviceMemoryError, match=r"needs 4\.3 GB of memory on the CPU; there is 3\.2 GB free"):
+        choose_plan(cpu(3), need)
+
+
+def test_the_first_gpu_that_torch_sees_is_read(monkeypatch: pytest.MonkeyPatch):
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        mem_get_info=lambda index: (5 * GIB, 8 * GIB),
+        get_device_name=lambda index: "NVIDIA GeForce RTX 4060",
+        get_device_capability=lambda index: (8, 9),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    device = read_device()
+    assert device == Device(
+        torch_name="cuda:0", name="NVIDIA GeForce RTX 4060", free_bytes=5 * GIB, total_bytes=8 * GIB, capability=(8, 9)
+    )
+    assert device.is_gpu
+
+
+@pytest.mark.parametrize(("threads", "name"), [(1, "CPU, 1 thread"), (8, "CPU, 8 threads")])
+def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch, threads: int, name: str):
+    cuda = SimpleNamespace(is_available=lambda: False)
+    torch = SimpleNamespace(cuda=cuda, get_num_threads=lambda: threads)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    device = read_device()
+    assert (device.torch_name, device.name, device.is_gpu) == ("cpu", name, False)
+    assert 0 < device.free_bytes <= device.total_bytes

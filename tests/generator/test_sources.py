@@ -1,0 +1,131 @@
+"""What ZIMAGE_MODEL means."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from zimage_ui.errors import ModelError, ModelNotFoundError
+from zimage_ui.generator import sources
+from zimage_ui.generator.base import WarmupProgress
+from zimage_ui.generator.hub import HubId
+from zimage_ui.generator.layout import is_model_folder
+from zimage_ui.generator.placement import Device
+from zimage_ui.generator.sources import TURBO_ID, ModelSource, find_model
+
+CPU = Device(torch_name="cpu", name="CPU, 2 threads", free_bytes=10**10, total_bytes=2 * 10**10)
+LARGE_GPU = Device(
+    torch_name="cuda:0", name="RTX 4090", free_bytes=24 * 10**9, total_bytes=25 * 10**9, capability=(8, 9)
+)
+SMALL_GPU = replace(LARGE_GPU, name="RTX 4060", free_bytes=7 * 10**9, total_bytes=8 * 10**9)
+
+
+def silent(_: WarmupProgress) -> None:
+    pass
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[HubId]:
+    """Which hub models were asked for; every one is `tmp_path`/hub."""
+    asked: list[HubId] = []
+
+    def fetch(hub_id: HubId, _progress: object) -> Path:
+        asked.append(hub_id)
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(sources, "fetch_model", fetch)
+    return asked
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path, fetched: list[HubId], monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my-model").mkdir()
+    found = ModelSource(tmp_path / "my-model", "my-model", str(tmp_path / "my-model"))
+    assert find_model(str(tmp_path / "my-model"), CPU, tmp_path, silent) == found
+    monkeypatch.chdir(tmp_path)
+    assert find_model("my-model", CPU, tmp_path, silent) == found
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_model("~/my-model", CPU, tmp_path, silent) == found
+    assert fetched == []
+
+
+def test_a_hub_id_is_fetched(tmp_path: Path, fetched: list[HubId]):
+    assert find_model("someone/model", CPU, tmp_path, silent) == ModelSource(tmp_path / "hub", "model", "someone/model")
+    assert find_model("someone/model@v2", CPU, tmp_path, silent).source == "someone/model@v2"
+    assert fetched == [HubId("someone/model"), HubId("someone/model", "v2")]
+
+
+def test_a_folder_weighs_more_than_a_hub_id_of_the_same_name(
+    tmp_path: Path, fetched: list[HubId], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "someone" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find_model("someone/model", CPU, tmp_path, silent).folder == tmp_path / "someone" / "model"
+    assert fetched == []
+
+
+@pytest.mark.parametrize("model", ["nowhere", "/no/where", "./no/where", "~/nowhere", "../no", "a b/c", "a/b/c"])
+def test_neither_a_folder_nor_a_hub_id_is_said(tmp_path: Path, fetched: list[HubId], model: str):
+    with pytest.raises(ModelNotFoundError) as raised:
+        find_model(model, CPU, tmp_path, silent)
+    assert repr(model) in raised.value.message
+    assert "ZIMAGE_MODEL takes" in raised.value.hint
+    assert fetched == []
+
+
+def test_auto_on_a_large_gpu_is_the_real_model(tmp_path: Path, fetched: list[HubId]):
+    source = find_model("auto", LARGE_GPU, tmp_path, silent)
+    assert fetched == [TURBO_ID]
+    assert (source.name, source.source) == ("Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo")
+    assert source.reason.startswith("RTX 4090 can run Z-Image-Turbo: everything fits")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (CPU, "there is no NVIDIA GPU that torch can use"),
+        (SMALL_GPU, "Z-Image-Turbo does not fit: RTX 4060 has 7.0 GB free of 8.0 GB; the smallest plan needs 13.7 GB."),
+    ],
+)
+def test_auto_elsewhere_is_the_bundled_model_with_the_reason(
+    tmp_path: Path, fetched: list[HubId], monkeypatch: pytest.MonkeyPatch, device: Device, reason: str
+):
+    bundled = tmp_path / "mini"
+    bundled.mkdir()
+    (bundled / "model_index.json").write_text("{}")
+    monkeypatch.setattr(sources, "BUNDLED_FOLDER", bundled)
+    assert find_model("auto", device, tmp_path / "cache", silent) == ModelSource(bundled, "mini", str(bundled), reason)
+    assert fetched == []
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.model
+def test_auto_without_a_bundled_model_builds_one_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
+    first = find_model("auto", CPU, tmp_path / "cache", silent)
+    assert is_model_folder(first.folder)
+    assert first.folder.parent == tmp_path / "cache"
+    built_at = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    assert find_model("auto", CPU, tmp_path / "cache", silent) == first
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == built_at
+
+
+@pytest.mark.model
+def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(ModelError, match="cannot be built") as raised:
+        find_model("auto", CPU, tmp_path / "cache", silent)
+    assert "ZIMAGE_CACHE_DIR" in raised.value.hint
+
+
+@pytest.mark.model
+def test_the_sizes_of_the_real_model_are_right():
+    from zimage_ui.generator import untrained
+
+    parts = {
+        "transformer": untrained._transformer(untrained.FULL),
+        "text_encoder": untrained._text_encoder(untrained.FULL),
+        "vae": untrained._vae(untrained.FULL),
+    }
+    for name, part in parts.items():
+        assert getattr(sources.TURBO_SIZES, name) == sum(parameter.numel() for parameter in part.parameters())
