@@ -22,7 +22,7 @@ from zimage_ui.errors import SettingsError, ZImageError
 from zimage_ui.generator.base import Generator
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.service import JobService
-from zimage_ui.settings import Settings, quiet_third_parties, visible_cuda_devices
+from zimage_ui.settings import Settings, tame_third_parties, visible_cuda_devices
 from zimage_ui.storage.files import OutputFolder
 from zimage_ui.storage.library import Library
 from zimage_ui.storage.saver import Saver
@@ -55,7 +55,7 @@ def make_generator(settings: Settings) -> Generator:
 
 def run_errand(errand: errands.Errand, settings: Settings, tell: errands.Tell) -> dict[str, Any]:
     """Make the pictures of `errand` in this process; see `zimage_ui.errand.run`."""
-    quiet_third_parties()
+    tame_third_parties()
     return errands.run(errand, settings, make_generator(settings), tell)
 
 
@@ -106,7 +106,7 @@ def serve(settings: Settings, tell: errands.Tell) -> int:
         SettingsError: the port is taken or the address cannot be bound.
         OutputFolderError: pictures could not be kept.
     """
-    quiet_third_parties()
+    tame_third_parties()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     started_at_s = time.monotonic()
     with contextlib.ExitStack() as stack:

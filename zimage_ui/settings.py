@@ -114,11 +114,14 @@ def load_settings(**options: Any) -> Settings:
     return settings
 
 
-def quiet_third_parties() -> None:
-    """Turn off what libraries would send home or print; call before they are imported."""
+def tame_third_parties() -> None:
+    """Set what libraries read from the environment, unless it is set already; call before they are imported."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # torch's threads on a CPU spin for a while before they sleep. On two cores that also carry a browser, the default
+    # made a picture take up to 20 times as long; a hundredth of it costs at most 5 % when nothing else runs (LOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def visible_cuda_devices() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ import pytest
 from zimage_ui.generator.base import GenerationListener
 from zimage_ui.request import GeneratedImage, Preview
 from zimage_ui.stages import Stage
-
-# Before torch is imported: its threads spin while they wait, and on a shared machine that takes ten times the time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

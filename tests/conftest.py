@@ -1,0 +1,5 @@
+"""For all tests: the libraries are set up as the program sets them up, before any of them is imported."""
+
+from zimage_ui.settings import tame_third_parties
+
+tame_third_parties()
