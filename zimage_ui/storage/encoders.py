@@ -17,7 +17,7 @@ import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,15 +102,16 @@ def read_metadata(source: Path | bytes) -> PictureMetadata | None:
     Raises:
         OSError: the file cannot be read.
     """
-    if isinstance(source, Path):
-        if source.stat().st_size > MAX_PICTURE_BYTES:
-            return None
-        embedded = _parse(_embedded_json(io.BytesIO(source.read_bytes())))
-        beside = source.with_suffix(".json")
-        if embedded is not None and embedded.request.image_format is ImageFormat.JPEG and beside.is_file():
-            return _read_sidecar(beside, embedded) or embedded
-        return embedded
-    return _parse(_embedded_json(io.BytesIO(source))) if len(source) <= MAX_PICTURE_BYTES else None
+    if isinstance(source, bytes):
+        return _parse(_embedded_json(io.BytesIO(source))) if len(source) <= MAX_PICTURE_BYTES else None
+    if source.stat().st_size > MAX_PICTURE_BYTES:
+        return None
+    with source.open("rb") as file:
+        embedded = _parse(_embedded_json(file))
+    beside = source.with_suffix(".json")
+    if embedded is not None and embedded.request.image_format is ImageFormat.JPEG and beside.is_file():
+        return _read_sidecar(beside, embedded) or embedded
+    return embedded
 
 
 def looks_whole(path: Path) -> bool:
@@ -241,7 +242,7 @@ def _cut(metadata: PictureMetadata, limit_chars: int) -> PictureMetadata:
     return replace(metadata, request=shorter)
 
 
-def _embedded_json(file: io.BytesIO) -> str | bytes | None:
+def _embedded_json(file: IO[bytes]) -> str | bytes | None:
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
             if picture.format == "PNG":
