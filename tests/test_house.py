@@ -37,4 +37,4 @@ def test_the_rooms_of_the_house_are_in_the_readme():
     readme = (ROOT / "README.md").read_text("utf-8")
     rooms = [folder.name for folder in (ROOT / "zimage_ui").iterdir() if (folder / "__init__.py").is_file()]
     assert rooms
-    assert [room for room in rooms if f"`{room}/`" not in readme] == []
+    assert [room for room in rooms if f"`zimage_ui/{room}/`" not in readme] == []
