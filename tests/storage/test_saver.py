@@ -171,6 +171,27 @@ def test_an_unknown_or_deleted_picture_is_told(saver_with, folder, listener):
         saver.read(listener.saved[0].picture_id)
 
 
+def test_a_picture_can_be_read_at_every_moment_of_its_way(saver_with, folder, library, listener, monkeypatch):
+    saver, readable = saver_with(recent_bytes=0), []
+
+    def reading(function):
+        def call(*arguments):
+            before = saver.read(order.picture_id)
+            result = function(*arguments)
+            readable.append(saver.read(order.picture_id) == before)
+            return result
+
+        return call
+
+    monkeypatch.setattr(folder, "write_all", reading(folder.write_all))
+    monkeypatch.setattr(library, "add", reading(library.add))
+    monkeypatch.setattr(saver._memory, "release", reading(saver._memory.release))
+    order = listener.order()
+    saver.submit(order)
+    assert saver.drain(WAIT_S)
+    assert readable == [True, True, True]
+
+
 # When it goes wrong
 
 
@@ -257,7 +278,8 @@ def test_one_hopeless_picture_does_not_block_the_others(saver, folder, library, 
     assert saver.read(hopeless.picture_id)
 
 
-def test_a_file_that_could_not_be_listed_is_listed_with_the_next(saver, library, listener, monkeypatch):
+def test_a_file_that_could_not_be_listed_is_read_and_listed_with_the_next(saver_with, library, listener, monkeypatch):
+    saver = saver_with(recent_bytes=0)
     real, broken = library.add, [True]
 
     def add(rows):
@@ -272,6 +294,7 @@ def test_a_file_that_could_not_be_listed_is_listed_with_the_next(saver, library,
     (error,) = listener.failed
     assert "is written but could not be listed" in error.message
     assert "next start" in error.hint
+    assert read_metadata(saver.read(first.picture_id)[0]) == first.metadata
     broken.append(False)
     saver.submit(second)
     assert saver.drain(WAIT_S)

@@ -147,7 +147,7 @@ class Saver:
         self._to_write: deque[_Saving] = deque()
         self._unsaved: OrderedDict[str, _Saving] = OrderedDict()
         self._retry_at_s = 0.0
-        self._unlisted: deque[LibraryRow] = deque(maxlen=_MAX_UNLISTED_ROWS)
+        self._unlisted: OrderedDict[str, LibraryRow] = OrderedDict()
         self._threads: list[threading.Thread] = []
         self._stats = SaverStats()
         self._closing = self._last_try_made = False
@@ -191,7 +191,9 @@ class Saver:
         held = self._memory.get(picture_id)
         if held is not None:
             return held
-        row = self._library.get(picture_id)
+        with self._changed:
+            unlisted = self._unlisted.get(picture_id)
+        row = unlisted or self._library.get(picture_id)
         return self._folder.read(row.path), row.image_format
 
     def stats(self) -> SaverStats:
@@ -324,7 +326,6 @@ class Saver:
         for saving, failure in zip(batch, failures, strict=True):
             if failure is None:
                 saving.safe = True
-                self._memory.release(saving.order.picture_id)
                 written.append(saving)
             else:
                 self._keep_unsaved(saving)
@@ -350,14 +351,16 @@ class Saver:
 
     def _list(self, written: list[_Saving], written_at_s: float) -> None:
         """Put files that are safe into the library, with rows that it would not take before."""
-        rows = [self._row(saving, written_at_s) for saving in written]
+        rows = {saving.order.picture_id: self._row(saving, written_at_s) for saving in written}
         began_s = time.perf_counter()
-        failure = _attempt(lambda: self._library.add([*self._unlisted, *rows]))
+        failure = _attempt(lambda: self._library.add([*self._unlisted.values(), *rows.values()]))
         self._add("index_ms", _ms_since(began_s))
-        if failure is None:
-            self._unlisted.clear()
-        else:
-            self._unlisted.extend(rows)
+        with self._changed:
+            self._unlisted.update(rows)
+            while self._unlisted and (failure is None or len(self._unlisted) > _MAX_UNLISTED_ROWS):
+                self._unlisted.popitem(last=False)
+        for picture_id in rows:
+            self._memory.release(picture_id)  # from here on `read` finds the file
         for saving in written:
             self._forget_unsaved(saving)
             if failure is None:
