@@ -15,8 +15,9 @@ from huggingface_hub import close_session, constants
 from safetensors.numpy import save
 
 from tests.generator.fake_hub import COMMIT, REPO_ID, FakeHub
-from zimage_ui.errors import ModelDownloadError, ModelError, ModelNotFoundError
+from zimage_ui.errors import ModelDownloadError, ModelError, ModelNotFoundError, NotReadyError
 from zimage_ui.generator import hub as hub_room
+from zimage_ui.generator.base import WarmupProgress
 from zimage_ui.generator.hub import HubId, fetch_model, parse_hub_id
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -126,8 +127,11 @@ def client(hub: FakeHub, tmp_path: Path) -> Client:
 
 @pytest.fixture
 def here(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets this very process ask the fake hub; enough where nothing is fetched."""
+    """Lets this very process ask the fake hub, which is quicker than one of its own."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("NO_PROXY", "*")
     close_session()
@@ -218,6 +222,19 @@ def test_a_killed_process_leaves_its_part_for_the_next_one(hub: FakeHub, client:
     assert run.progress == sorted(run.progress)
     assert run.progress[-1] == 1.0
     assert list(client.home.rglob("*.incomplete")) == []
+
+
+def test_a_listener_that_raises_ends_the_download(hub: FakeHub, here: None):
+    """So a service that stops need not wait for 30 GB."""
+
+    def stop(progress: WarmupProgress) -> None:
+        if progress.progress > 0.3:
+            raise NotReadyError("The service is stopping.")
+
+    with pytest.raises(NotReadyError):
+        fetch_model(HubId(REPO_ID), stop)
+    (partial,) = Path(constants.HF_HUB_CACHE).rglob("*.incomplete")
+    assert partial.stat().st_size < len(LARGE)
 
 
 def test_a_server_that_cannot_resume_is_asked_for_the_whole_file(hub: FakeHub, client: Client):

@@ -27,6 +27,13 @@ from zimage_ui.generator import loading, sources  # noqa: E402
 from zimage_ui.generator.loading import load_components  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    device = Device(torch_name="cpu", name="CPU, 2 threads", free_bytes=10**10, total_bytes=10**10)
+    monkeypatch.setattr(loading, "read_device", lambda: device)
+
+
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_folder, tmp_path / "model")
@@ -320,7 +327,7 @@ fill(module, part, torch.device("cpu"), torch.bfloat16, lambda *_: None)
 print(peak_mb() - before)
 """
     grown_mb = float(run_python(script, str(tmp_path / "weights.safetensors")))
-    assert 300 < grown_mb < 300 + 12 * 17 + 60
+    assert 300 < grown_mb < 300 + 12 * 17 + 150  # some for the threads of a large machine; 900 for all of it at once
 
 
 def test_the_hub_is_as_good_as_a_folder(tiny_folder: Path, tmp_path: Path):

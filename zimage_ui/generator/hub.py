@@ -108,7 +108,7 @@ def fetch_model(hub_id: HubId, progress: ProgressListener) -> Path:
     Args:
         hub_id: which model.
         progress: hears of the download (phase DOWNLOADING, 0..1 of all its bytes), one call at a time, from several
-            threads.
+            threads; if it raises, the download ends with that error.
 
     Raises:
         ModelNotFoundError: the hub has no such model or revision.
