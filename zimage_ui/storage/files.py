@@ -308,16 +308,13 @@ def _create_temporary(folder_fd: int, name: str) -> tuple[str, int]:
             )
         except FileExistsError:
             continue
-        try:
+        with contextlib.ExitStack() as unless_kept:
+            unless_kept.callback(os.close, descriptor)
             with contextlib.suppress(OSError):  # a file system without locks: then nobody can sweep it by lock either
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            swept = os.fstat(descriptor).st_nlink == 0  # between its creation and its lock
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if not swept:
-            return temporary, descriptor
-        os.close(descriptor)
+            if os.fstat(descriptor).st_nlink:  # otherwise it was swept between its creation and its lock
+                unless_kept.pop_all()
+                return temporary, descriptor
 
 
 def _publish(folder_fd: int, temporary: str, name: str, data: bytes) -> None:

@@ -258,7 +258,8 @@ class Library:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    try:
+    with contextlib.ExitStack() as unless_ready:
+        unless_ready.callback(connection.close)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise OutputFolderError(
@@ -273,9 +274,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             with _transaction(connection):
                 connection.execute(_TABLE)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except BaseException:
-        connection.close()
-        raise
+        unless_ready.pop_all()
     return connection
 
 
@@ -285,10 +284,9 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
+    finally:
+        if connection.in_transaction:  # it failed; when the disk is full, SQLite has rolled back by itself
             connection.execute("ROLLBACK")
-        raise
 
 
 def _is_damaged(path: Path) -> bool:
