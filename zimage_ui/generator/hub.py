@@ -193,10 +193,10 @@ def _fetch_weights(hub_id: HubId, listing: _Listing, progress: ProgressListener)
         try:
             for finished in as_completed([pool.submit(_fetch_blob, url, blobs, tally) for url in urls]):
                 finished.result()
-        except BaseException:
-            tally.stop()  # the other files are half done: they are taken up again next time
+        finally:
+            # After a failure the other files are half done; they are taken up again next time.
+            tally.stop()
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _is_cached(hub_id: HubId, commit: str, name: str) -> bool:
