@@ -118,6 +118,7 @@ def test_components_are_ready_for_inference(tiny_folder: Path):
 def test_the_info_says_what_is_loaded_and_why_so(tiny_folder: Path):
     _, info = load(tiny_folder)
     assert (info.name, info.source, info.trained) == ("untrained (tiny)", str(tiny_folder), False)
+    assert info.source_reason == ""
     assert info.profile.name == "mini"
     assert (info.device, info.dtype, info.memory_plan) == ("cpu", "fp32", "resident")
     assert info.dtype_reason
@@ -125,7 +126,7 @@ def test_the_info_says_what_is_loaded_and_why_so(tiny_folder: Path):
     assert info.max_prompt_tokens == 512
     assert len(info.fingerprint) == 16
     assert {"zimage-ui", "torch", "diffusers", "transformers"} <= info.versions.keys()
-    assert 0 < info.load_ms < 2000
+    assert info.load_ms > 0
 
 
 def test_a_model_without_a_marker_is_a_trained_one_of_the_folders_name(folder: Path):
@@ -151,7 +152,7 @@ def test_auto_loads_the_small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _, info = load_components("auto", cache_dir=tmp_path, progress=lambda _: None)
     assert not info.trained
     assert info.profile.name == "mini"
-    assert info.load_ms < 2000
+    assert info.source_reason == "there is no NVIDIA GPU that torch can use"
 
 
 def test_the_published_text_encoders_configuration_is_understood(folder: Path):

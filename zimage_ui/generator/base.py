@@ -84,6 +84,7 @@ class ModelInfo:
     Attributes:
         name: for people.
         source: the folder or hub id that it came from.
+        source_reason: why it is this one; empty when it was asked for by name.
         fingerprint: 16 hex digits that change when any weight file or config changes.
         profile: how to use it.
         trained: False for random weights; whatever shows a picture of it says "untrained".
@@ -110,6 +111,7 @@ class ModelInfo:
     max_prompt_tokens: int
     versions: dict[str, str] = field(default_factory=dict)
     load_ms: float = 0.0
+    source_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

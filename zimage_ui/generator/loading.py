@@ -134,6 +134,7 @@ def load_components(model: str, *, cache_dir: Path, progress: ProgressListener) 
     info = ModelInfo(
         name=str(files.marker.get("name", source.name)),
         source=source.source,
+        source_reason=source.reason,
         fingerprint=model_fingerprint(files.folder),
         profile=profile,
         trained=bool(files.marker.get("trained", True)),

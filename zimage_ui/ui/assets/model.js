@@ -42,10 +42,10 @@ class Model extends Live {
   }
 }
 
-/** Of each row: its name, the value, and the reason for it or how it was taken. */
+/** Of each row: its name, the value, and the reasons for it or how it was taken. */
 function rowsOf(loaded) {
   return [
-    ["model.name", loaded.name, t("model.fingerprint", { hex: loaded.fingerprint })],
+    ["model.name", loaded.name, loaded.source_reason, t("model.fingerprint", { hex: loaded.fingerprint })],
     ["model.device", loaded.device_name, loaded.device],
     ["model.dtype", loaded.dtype, loaded.dtype_reason],
     ["model.plan", loaded.memory_plan, loaded.memory_plan_reason],
@@ -53,8 +53,9 @@ function rowsOf(loaded) {
   ];
 }
 
-function row([key, value, reason]) {
-  return h("div", {}, h("dt", {}, t(key)), h("dd", {}, value, h("small", {}, reason)));
+function row([key, value, ...reasons]) {
+  const notes = reasons.filter(Boolean).map((reason) => h("small", {}, reason));
+  return h("div", {}, h("dt", {}, t(key)), h("dd", {}, value, notes));
 }
 
 customElements.define("zi-warmup", Warmup);
