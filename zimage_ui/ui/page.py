@@ -6,6 +6,7 @@ form's events. The page holds no state that matters: reload it, open it twice, c
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from dataclasses import dataclass
@@ -46,7 +47,12 @@ class Page:
 
 
 def build_page(jobs: JobService, settings: Settings) -> Page:
-    """Build the page over `jobs`."""
+    """Build the page over `jobs`; call from outside of any event loop."""
+    return asyncio.run(_build_page(jobs, settings))
+
+
+async def _build_page(jobs: JobService, settings: Settings) -> Page:
+    """A coroutine because Gradio, outside of an event loop, makes several and never closes them."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as blocks:
         with gr.Column(elem_id="zi-shell"):
             _element("zi-header")

@@ -33,7 +33,7 @@ LIGHT = {
     "ink-faint": "#5d6963",
     "line": "#dde2dc",
     "line-strong": "#c2cac3",
-    "accent": "#0b7a62",
+    "accent": "#0a775f",
     "accent-strong": "#075f4c",
     "accent-soft": "#dbeee7",
     "on-accent": "#ffffff",

@@ -58,9 +58,9 @@ class Canvas extends Live {
   }
 
   /** Finished pictures, each put in when it is decoded: until then what is there stays. */
-  #show(pictures, { width, height, untrained }) {
+  #show(pictures, { width, height, untrained, num_images: siblings = 1 }) {
     if (pictures.length) this.#shape = { width, height, n: pictures.length };
-    this.#keep(pictures.map((picture) => this.#pictureTile(picture, untrained, pictures.length > 1)));
+    this.#keep(pictures.map((picture) => this.#pictureTile(picture, untrained, siblings > 1)));
   }
 
   #grow(job) {
@@ -81,11 +81,12 @@ class Canvas extends Live {
   }
 
   #pictureTile(picture, untrained, several) {
-    const known = this.#tiles.get(picture.picture_id);
+    const key = several ? `one of ${picture.picture_id}` : picture.picture_id;
+    const known = this.#tiles.get(key);
     if (known) return known;
     const image = h("img.zi-picture", { alt: picture.prompt ?? state.pictures.get(picture.picture_id)?.prompt ?? "" });
     image.src = picture.url;
-    const tile = this.#newTile(picture.picture_id, image, untrained);
+    const tile = this.#newTile(key, image, untrained);
     const ready = () => this.#ready(tile);
     tile.pending = image.decode().then(ready, () => {
       tile.firstChild.replaceWith(h("div.zi-blank", {}, t("canvas.broken")));
@@ -106,7 +107,7 @@ class Canvas extends Live {
     tile.pending = null;
     if (this.wanted?.includes(tile)) this.#keep(this.wanted);
     this.#layOut();
-    this.dispatchEvent(new CustomEvent("picture-shown", { bubbles: true, detail: tile.dataset.key }));
+    this.dispatchEvent(new CustomEvent("picture-shown", { bubbles: true, detail: tile.dataset.key.split(" ").at(-1) }));
   }
 
   /** Shows exactly these tiles, once all of them are decoded; forgets the rest. */

@@ -8,6 +8,7 @@ import { clearMistakes, mistake, toast } from "./toasts.js";
 
 const FORM_KEY = "zimage.form";
 const CLIENT_KEY = "zimage.client";
+const IN_COMPOSITION = 229; // keyCode of keys that go to an input method, where isComposing comes too late
 const KEPT_BY_PROFILE = new Set(["steps", "guidance", "size"]);
 const FIELD_OF_PARAM = { num_inference_steps: "steps", num_images_per_prompt: "count", negative_prompt: "negative" };
 
@@ -157,12 +158,16 @@ function promptBox() {
 
 /** Enter in the prompt and Ctrl+Enter anywhere generate; Shift+Enter is a new line; Enter may end an input method. */
 function onKey(event) {
-  if (event.key !== "Enter" || event.isComposing || event.keyCode === 229 || event.shiftKey) return;
+  if (event.key !== "Enter" || event.isComposing || event.keyCode === IN_COMPOSITION) return;
   const inPrompt = event.target === promptBox();
-  if (!inPrompt && !event.ctrlKey && !event.metaKey) return;
+  if (!event.ctrlKey && !event.metaKey && (!inPrompt || event.shiftKey)) return;
   event.preventDefault();
-  event.stopPropagation();
   page.generate();
+}
+
+/** Gradio's text box takes Shift+Enter for a submission and would keep the new line back. */
+function keepNewLine(event) {
+  if (event.key === "Enter" && event.target === promptBox()) event.stopPropagation();
 }
 
 function nameButtons() {
@@ -180,6 +185,7 @@ function showActivity() {
 
 export function startForm() {
   addEventListener("keydown", onKey, { capture: true });
+  addEventListener("keypress", keepNewLine, { capture: true });
   addEventListener("zimage-form", () => page.fillForm(), { once: true });
   page.fillForm?.();
   onLanguage(() => page.fillForm?.());
