@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,30 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
         yield browser
         browser.close()
+
+
+class StepGate(threading.Event):
+    """A generator's gate that lets through as many steps as it is told; once set, all."""
+
+    def __init__(self, steps: int = 0) -> None:
+        super().__init__()
+        self._steps = threading.Semaphore(steps)
+
+    def allow(self, steps: int) -> None:
+        self._steps.release(steps)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._steps.acquire(timeout=timeout)
+
+    def set(self) -> None:
+        super().set()
+        self._steps.release(10_000)
+
+
+@pytest.fixture
+def gated() -> FakeGenerator:
+    """A generator that waits before each step until its gate lets it through."""
+    return FakeGenerator(gate=StepGate())
 
 
 @dataclass
@@ -236,12 +261,4 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """A service with its page that is ready, for all tests of a module that only add pictures."""
     with studio_with_page(tmp_path_factory.mktemp("shared"), script=QUICK) as studio:
-        yield studio
-
-
-@pytest.fixture(scope="module")
-def studio_of_screens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """A service whose pictures take long enough for a look at them growing."""
-    script = FakeScript(encode_s=0.02, step_s=0.15, decode_s=0.06)
-    with studio_with_page(tmp_path_factory.mktemp("screens"), script=script) as studio:
         yield studio

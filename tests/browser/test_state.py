@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import re
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 from playwright.sync_api import expect
 
-from zimage_ui.generator.fake import FakeGenerator, FakeScript
+from zimage_ui.generator.fake import FakeScript
 from zimage_ui.jobs.records import JobPhase
 
 if TYPE_CHECKING:
     from tests.browser.conftest import StudioMaker, Visit, Visiting
     from tests.web.conftest import Studio
+    from zimage_ui.generator.fake import FakeGenerator
 
 HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
   document.dispatchEvent(new Event("visibilitychange"));
 }"""
-
-
-@pytest.fixture
-def held() -> FakeGenerator:
-    """A generator that waits in its first step until its gate is opened."""
-    return FakeGenerator(gate=threading.Event())
 
 
 def begin(person: Visit, studio: Studio, prompt: str) -> None:
@@ -36,9 +29,9 @@ def begin(person: Visit, studio: Studio, prompt: str) -> None:
 
 
 def test_a_reload_finds_the_job_running(
-    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, held: FakeGenerator
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, gated: FakeGenerator
 ) -> None:
-    with run_studio(tmp_path, generator=held) as studio:
+    with run_studio(tmp_path, generator=gated) as studio:
         person = visit(studio).open()
         begin(person, studio, "still here after the reload")
         person.page.reload()
@@ -49,23 +42,23 @@ def test_a_reload_finds_the_job_running(
 
         second = visit(studio, context=person.page.context).open()
         expect(second.cancel).to_be_visible()
-        assert held.gate is not None
-        held.gate.set()
+        assert gated.gate is not None
+        gated.gate.set()
         for page in (person, second):
             expect(page.picture).to_be_visible()
             expect(page.account).to_contain_text("still here after the reload")
 
 
 def test_a_running_job_is_cancelled_from_another_tab(
-    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, held: FakeGenerator
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, gated: FakeGenerator
 ) -> None:
-    with run_studio(tmp_path, generator=held) as studio:
+    with run_studio(tmp_path, generator=gated) as studio:
         person = visit(studio).open()
         begin(person, studio, "never to be seen")
         other = visit(studio).open()
         other.cancel.click()
-        assert held.gate is not None
-        held.gate.set()
+        assert gated.gate is not None
+        gated.gate.set()
         for page in (person, other):
             expect(page.generate).to_be_visible()
             expect(page.picture).to_have_count(0)
@@ -87,17 +80,17 @@ def test_a_waiting_job_is_cancelled_before_it_begins(tmp_path: Path, run_studio:
 
 
 def test_more_can_wait_behind_the_running_job(
-    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, held: FakeGenerator
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, gated: FakeGenerator
 ) -> None:
-    with run_studio(tmp_path, generator=held) as studio:
+    with run_studio(tmp_path, generator=gated) as studio:
         person = visit(studio).open()
         begin(person, studio, "the first")
         person.prompt.fill("the second")
         person.page.get_by_role("button", name="Queue another").click()
         expect(person.page.locator("zi-header")).to_contain_text("Generating, 1 waiting")
         expect(person.page.locator("zi-machine .zi-counters")).to_contain_text(re.compile(r"Jobs waiting\s*1"))
-        assert held.gate is not None
-        held.gate.set()
+        assert gated.gate is not None
+        gated.gate.set()
         expect(person.account.locator(".zi-prompt-line")).to_have_text("the second")
         expect(person.thumbs).to_have_count(2)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from playwright.sync_api import expect
 
+from tests.browser.conftest import StepGate
+from zimage_ui.generator.fake import FakeGenerator
 from zimage_ui.storage.encoders import read_metadata
 
 if TYPE_CHECKING:
-    from tests.browser.conftest import Visiting
+    from tests.browser.conftest import StudioMaker, Visiting
     from tests.web.conftest import Studio
 
 PROMPT = "A paper lantern over a quiet river, 夜色"
@@ -28,7 +33,18 @@ WATCH = """() => {
 }"""
 
 
-def test_a_prompt_becomes_a_saved_picture(studio: Studio, visit: Visiting) -> None:
+@pytest.fixture
+def gate() -> StepGate:
+    return StepGate()
+
+
+@pytest.fixture
+def studio(tmp_path: Path, run_studio: StudioMaker, gate: StepGate) -> Iterator[Studio]:
+    with run_studio(tmp_path, generator=FakeGenerator(gate=gate)) as studio:
+        yield studio
+
+
+def test_a_prompt_becomes_a_saved_picture(studio: Studio, gate: StepGate, visit: Visiting) -> None:
     person = visit(studio).open()
     person.read(WATCH)
 
@@ -36,12 +52,17 @@ def test_a_prompt_becomes_a_saved_picture(studio: Studio, visit: Visiting) -> No
     person.prompt.press("Enter")
     expect(person.cancel).to_be_visible()
     expect(person.generate).to_be_hidden()
-    expect(person.account).to_contain_text(re.compile(r"Step \d of 8"))
+    for step in (1, 2, 3):
+        gate.allow(1)
+        expect(person.account).to_contain_text(f"Step {step} of 8")
+        expect(person.account).to_contain_text("so far")
+        expect(person.preview).to_be_visible()
+    gate.set()
     expect(person.picture).to_be_visible()
     expect(person.generate).to_be_visible()
 
     previews = person.read("window.seen.previews")
-    assert len(previews) >= 2
+    assert len(previews) >= 3
     assert all(source.startswith("data:image/jpeg;base64,") for source in previews)
 
     # Where the time went, stage by stage, and how it was taken.
@@ -88,14 +109,6 @@ def test_a_prompt_becomes_a_saved_picture(studio: Studio, visit: Visiting) -> No
     expect(person.picture).to_have_attribute("src", picture["url"])
 
 
-def test_the_second_time_the_prompt_is_known(shared: Studio, visit: Visiting) -> None:
-    person = visit(shared).open()
-    person.make("a kettle")
-    person.make("a teapot")
-    person.generate.click()
-    expect(person.account).to_contain_text("prompt cached")
-
-
 def test_several_pictures_share_one_job(shared: Studio, visit: Visiting) -> None:
     person = visit(shared).open()
     for _ in range(3):
@@ -112,9 +125,11 @@ def test_several_pictures_share_one_job(shared: Studio, visit: Visiting) -> None
     expect(person.picture).to_have_count(4)
 
 
-def test_a_chosen_size_is_made(shared: Studio, visit: Visiting) -> None:
+def test_a_size_chosen_by_the_keys_is_made(shared: Studio, visit: Visiting) -> None:
     person = visit(shared).open()
-    person.page.get_by_role("radio", name="320 × 192").check(force=True)
+    person.page.get_by_role("radio", name="512 × 512").focus()
+    person.page.keyboard.press("ArrowDown")
+    expect(person.page.get_by_role("radio", name="320 × 192")).to_be_checked()
     person.make("a wide field")
     expect(person.account).to_contain_text("320 × 192")
     box = person.picture.bounding_box()
@@ -145,11 +160,16 @@ def test_seeds_are_drawn_kept_and_used_again(shared: Studio, visit: Visiting) ->
 def test_an_older_picture_can_be_looked_at(shared: Studio, visit: Visiting) -> None:
     person = visit(shared).open()
     person.make("the first of two")
+    expect(person.account).to_contain_text("prompt encoded")
+    person.make("the second of two")
+    person.make("the first of two")
+    expect(person.account).to_contain_text("prompt cached")
     person.make("the second of two")
     thumbs = person.page.locator("zi-strip")
-    thumbs.get_by_role("button", name="the first of two").click()
+    older = thumbs.get_by_role("button", name="the first of two").first
+    older.click()
     expect(person.account.locator(".zi-prompt-line")).to_have_text("the first of two")
-    expect(thumbs.get_by_role("button", name="the first of two")).to_have_attribute("aria-current", "true")
+    expect(older).to_have_attribute("aria-current", "true")
     person.make("a third comes to the front by itself")
     expect(person.page.get_by_role("button", name="Back to the latest")).to_have_count(0)
 
