@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from dataclasses import replace
 
 from zimage_ui.errors import JobCancelledError, ZImageError
 from zimage_ui.generator.base import ProgressListener, WarmupPhase, WarmupProgress
+
+logger = logging.getLogger(__name__)
 
 # Where each part ends on the way of 0..1. Loading reads gigabytes, warming runs one full pass, saving writes one tiny
 # file; a part is never known to take longer than its share, it only looks slower.
@@ -45,7 +48,9 @@ class ReadinessReporter:
     def ready(self) -> None:
         """Note that the next picture is fast."""
         elapsed_s = time.monotonic() - self._started_at_s
-        self._advance(WarmupProgress(phase=WarmupPhase.READY, progress=1.0, detail=f"ready after {elapsed_s:.1f} s"))
+        detail = f"ready after {elapsed_s:.1f} s"
+        logger.info(detail)
+        self._advance(WarmupProgress(phase=WarmupPhase.READY, progress=1.0, detail=detail))
 
     def failed(self, error: ZImageError) -> None:
         """Note that no pictures can be made (any more), and why."""
