@@ -198,7 +198,7 @@ def studio_with_page(
     folder: Path,
     *,
     script: FakeScript = VISIBLE,
-    generator: FakeGenerator | None = None,
+    generator: Any = None,
     probe: FakeProbe | None = None,
     interval_s: float = 0.2,
     started: bool = True,
@@ -232,7 +232,7 @@ def studio_with_page(
         saver.start()
         server = stack.enter_context(LiveServer(app, lambda: end_streams(app)))
         client = stack.enter_context(httpx.Client(base_url=server.url, timeout=PATIENCE_S))
-        if generator.gate is not None:
+        if getattr(generator, "gate", None) is not None:
             stack.callback(generator.gate.set)
         studio = Studio(services, generator, probe, server, client)
         if started:

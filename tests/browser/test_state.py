@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,7 @@ def test_the_warm_up_is_shown_and_what_was_typed_meanwhile_stays(
     with run_studio(tmp_path, script=script, started=False) as studio:
         person = visit(studio).open()
         expect(person.page.locator("zi-warmup")).to_contain_text("Starting")
-        expect(person.page.get_by_role("radio", name="1024 × 1024")).to_be_checked()
+        expect(person.page.get_by_role("radio", name="512 × 512")).to_be_checked()
         person.prompt.fill("typed while it loads")
         person.page.get_by_role("button", name="More steps").click()
         person.read(
@@ -177,3 +178,32 @@ def test_settings_are_remembered(shared: Studio, visit: Visiting) -> None:
     expect(person.page.locator("#zi-count input")).to_have_value("2")
     expect(person.page.locator("#zi-steps input")).to_have_value("7")
     expect(person.page.locator("#zi-seed input")).to_have_value("12")
+
+
+def test_a_lost_connection_is_said_and_mended(shared: Studio, visit: Visiting) -> None:
+    person = visit(shared)
+    person.page.route("**/telemetry", lambda route: route.fulfill(status=503, body=""))
+    person.open()
+    header = person.page.locator("zi-header")
+    expect(header).to_contain_text("Connection lost")
+    person.page.unroute("**/telemetry")
+    expect(header).to_contain_text("Ready")
+    person.problems.clear()  # the browser notes every 503 as a problem of its own
+
+
+def test_a_job_that_a_new_server_does_not_know_is_forgotten(shared: Studio, visit: Visiting) -> None:
+    view = {
+        "job_id": "0" * 16, "client": "x", "phase": "running", "prompt": "gone with the old server", "width": 256,
+        "height": 256, "num_images": 1, "num_inference_steps": 8, "seed": 1, "stage": "sample", "step": 3,
+        "num_steps": 8, "preview": None, "pictures": [], "timings_ms": None, "elapsed_ms": 10.0, "error": None,
+        "untrained": True, "revision": 9,
+    }  # fmt: skip
+    stream = f"retry: 100\n\nevent: job\ndata: {json.dumps(view)}\n\n"
+    person = visit(shared)
+    person.page.route(
+        "**/telemetry", lambda route: route.fulfill(content_type="text/event-stream", body=stream), times=1
+    )
+    person.open()
+    expect(person.cancel).to_be_visible()
+    expect(person.cancel).to_be_hidden()
+    expect(person.page.locator("zi-header")).to_contain_text("Ready")

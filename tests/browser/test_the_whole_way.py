@@ -99,6 +99,10 @@ def test_a_prompt_becomes_a_saved_picture(studio: Studio, gate: StepGate, visit:
     expect(person.page.locator("zi-chart .barlayer .bars")).to_have_count(6)
     assert any("/assets/plotly.min.js" in url for url in person.requests)
 
+    # One stream, and none of Gradio's: a browser gives an origin six connections, for all tabs together.
+    assert sum(url.endswith("/telemetry") for url in person.requests) == 1
+    assert not [url for url in person.requests if "heartbeat" in url or "/queue/" in url]
+
     # Another language, and nothing is lost by it.
     person.page.get_by_role("button", name="中文").click()
     expect(person.generate).to_have_text("生成")

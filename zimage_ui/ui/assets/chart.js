@@ -95,9 +95,11 @@ class Chart extends Live {
     const slots = Math.max(jobs.length, LEAST_SLOTS);
     const range = [-0.5, slots - 0.5];
     const xaxis = { ...layout.xaxis, range, tickvals: jobs.map((job) => job.job_id), ticktext: sparse(times, slots) };
-    const template = config.chart.templates[dark.matches ? "dark" : "light"];
+    const scheme = dark.matches ? "dark" : "light";
+    const template = config.chart.templates[scheme];
     const look = { displayModeBar: false, responsive: true };
     globalThis.Plotly.react(this.plot, traces, { ...layout, xaxis, template }, look);
+    this.dataset.scheme = scheme;
   }
 }
 

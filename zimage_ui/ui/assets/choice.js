@@ -63,12 +63,11 @@ class Choice extends Live {
     this.#settle();
   }
 
-  /** A value that is not on offer gives way to the one chosen before for this model, or to the first. */
+  /** What the person chose for such a model; else what the model wants; else what the form began with. */
   #settle() {
     if (!this.link) return;
     const values = [...this.group.querySelectorAll("input")].map((input) => input.value);
-    const kept = recall(this.name);
-    const wanted = [kept, this.link.get(), defaultOf(this.name), ...values];
+    const wanted = [recall(this.name), defaultOf(this.name) ?? this.link.get(), ...values];
     const next = wanted.find((value) => values.includes(value));
     if (this.link.get() !== next) this.link.set(next);
     this.#mark();

@@ -9,6 +9,7 @@ import { clearMistakes, mistake, toast } from "./toasts.js";
 const FORM_KEY = "zimage.form";
 const CLIENT_KEY = "zimage.client";
 const IN_COMPOSITION = 229; // keyCode of keys that go to an input method, where isComposing comes too late
+const UNKNOWN = "unknown";
 const KEPT_BY_PROFILE = new Set(["steps", "guidance", "size"]);
 const FIELD_OF_PARAM = { num_inference_steps: "steps", num_images_per_prompt: "count", negative_prompt: "negative" };
 
@@ -31,15 +32,24 @@ function profile() {
   return model()?.profile ?? null;
 }
 
-/** What is kept of `name`; what depends on the model is kept apart for each kind of model. */
+/** Where `name` is kept; what depends on the model apart for each kind of model, and apart until it is known. */
+function drawerOf(name) {
+  const { byProfile } = remembered;
+  if (!KEPT_BY_PROFILE.has(name)) return remembered;
+  const known = profile()?.name;
+  if (!known) return (byProfile[UNKNOWN] ??= {});
+  byProfile[known] = { ...byProfile[known], ...byProfile[UNKNOWN] };
+  delete byProfile[UNKNOWN];
+  return byProfile[known];
+}
+
 export function recall(name) {
-  const kept = KEPT_BY_PROFILE.has(name) ? remembered.byProfile[profile()?.name ?? "unknown"] : remembered;
-  return kept?.[name];
+  return drawerOf(name)[name];
 }
 
 /** Keeps `value`; what is as it would be anyway is no choice and is not kept. */
 export function remember(name, value) {
-  const kept = KEPT_BY_PROFILE.has(name) ? (remembered.byProfile[profile()?.name ?? "unknown"] ??= {}) : remembered;
+  const kept = drawerOf(name);
   if (value === defaultOf(name)) delete kept[name];
   else kept[name] = value;
   localStorage.setItem(FORM_KEY, JSON.stringify(remembered));
@@ -95,10 +105,8 @@ function adapt() {
   const next = profile();
   if (!next || next.name === knownProfile) return;
   knownProfile = next.name;
-  const chosenMeanwhile = remembered.byProfile.unknown;
-  delete remembered.byProfile.unknown;
   fill({
-    steps: chosenMeanwhile?.steps ?? recall("steps") ?? next.num_inference_steps,
+    steps: recall("steps") ?? next.num_inference_steps,
     guidance: recall("guidance") ?? next.guidance_scale,
   });
   document.documentElement.toggleAttribute("data-zi-guided", next.takes_negative_prompt);

@@ -12,7 +12,7 @@ class Header extends Live {
 
   build() {
     this.model = h("span.zi-model-name");
-    this.status = h("span.zi-status", { role: "status" });
+    this.status = h("span.zi-status");
     this.append(
       h("header", {},
         h("h1", {}, mark(), "zimage-ui"),

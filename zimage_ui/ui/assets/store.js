@@ -4,6 +4,7 @@
 const TOPICS = ["connection", "readiness", "telemetry", "jobs", "pictures", "selection"];
 const STRIP_PICTURES = 30;
 const KEPT_JOBS = 80;
+const KEPT_PICTURES = 300;
 const RETRY_MS = 2000;
 const PRESENT_STATE_MS = 1500; // by then a new connection has told of every job that there is
 const ENDED = new Set(["done", "failed", "cancelled"]);
@@ -161,6 +162,9 @@ function receiveJob(job) {
 
 function keepPicture(picture) {
   state.pictures.set(picture.picture_id, { ...state.pictures.get(picture.picture_id), ...picture });
+  if (state.pictures.size <= KEPT_PICTURES) return;
+  const [oldest] = [...state.pictures.keys()].sort(); // ids sort by time
+  if (oldest !== state.selection) state.pictures.delete(oldest);
 }
 
 /** A server that was started anew knows nothing of its former jobs; here they would run for ever. */

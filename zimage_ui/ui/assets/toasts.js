@@ -9,7 +9,6 @@ const MOST = 3;
 
 class Toasts extends HTMLElement {
   connectedCallback() {
-    this.setAttribute("role", "region");
     this.setAttribute("aria-live", "polite");
   }
 
