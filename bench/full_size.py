@@ -113,7 +113,9 @@ def in_one_process(folder: Path, sides: list[int], runs: int) -> dict[str, Any]:
     for side in sides:
         rows, walls, previews, result = [], [], [], None
         for run in range(-1, runs):
-            request = GenerationRequest(prompt=f"{PROMPT}, {side} pixels, take {run}", width=side, height=side, seed=run + 1)
+            request = GenerationRequest(
+                prompt=f"{PROMPT}, {side} px, take {run}", width=side, height=side, seed=run + 1
+            )
             started = time.perf_counter()
             result = generator.generate(request)
             if run >= 0:  # the first of a size is its warm-up
