@@ -97,9 +97,9 @@ def _count_to(end: int) -> None:
 def _fixed_work(work: Callable[[int], None], picture_ms: float) -> Generate:
     """`work` of the amount that takes `picture_ms`, found from the fastest of several tries."""
     amount, fastest_ms = 64, 0.0
-    while fastest_ms < 20:
+    while fastest_ms < 40:
         amount *= 2
-        fastest_ms = min(_ms(work, amount) for _ in range(5))
+        fastest_ms = min(_ms(work, amount) for _ in range(15))
     wanted = max(1, round(amount * picture_ms / fastest_ms))
     return lambda: work(wanted)
 
