@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     )
     image_format: ImageFormat = Field(ImageFormat.PNG, description="`png`, `jpeg` or `webp`, unless a request says.")
     queue_size: int = Field(32, ge=1, le=10_000, description="Jobs that may wait; one more is refused with 503.")
-    saver_threads: int = Field(2, ge=1, le=16, description="Threads that encode and write pictures.")
+    saver_threads: int = Field(2, ge=1, le=16, description="Threads that encode pictures; one more writes them.")
     embedding_cache_mib: int = Field(256, ge=0, le=65_536, description="Memory for cached prompt embeddings.")
     telemetry_interval_s: float = Field(1.0, ge=0.1, le=60, description="Seconds between two looks at the machine.")
     language: str = Field("auto", pattern="^(auto|en|zh)$", description="Of the page: `auto` follows the browser.")
