@@ -1,4 +1,5 @@
 # Two commands: `make run` starts the studio, `make test` tests all of it. Each sets up what it needs.
+# (Three runs of pytest: Playwright keeps an event loop in the thread that drives a browser, and other tests need it free.)
 .PHONY: run test check fmt clean
 .DEFAULT_GOAL := run
 
@@ -7,7 +8,9 @@ run: .venv/.installed
 
 test: .venv/.installed-dev
 	@sh scripts/chromium.sh
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -m "not browser"
+	.venv/bin/python -m pytest -m browser tests/browser
+	.venv/bin/python -m pytest -m browser tests/web
 
 check: .venv/.installed-dev
 	.venv/bin/ruff check

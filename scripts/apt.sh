@@ -14,8 +14,10 @@ else
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-$as_root apt-get update -qq >/dev/null 2>&1 || true
-$as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 || {
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { $as_root apt-get update -qq && $as_root apt-get install -y -qq --no-install-recommends "$@"; } >"$log" 2>&1; then
     echo "apt-get could not install: $*" >&2
+    tail -n 5 "$log" >&2
     exit 1
-}
+fi
