@@ -78,6 +78,7 @@ class Sampled(Event):
         prompt_tokens: tokens given to the model.
         truncated_tokens: tokens beyond the model's maximum that were cut off.
         preview_ms: what all previews of this job cost together.
+        memory_plan: the plan that really made the pictures; empty when the generator has none.
     """
 
     nfe: int
@@ -85,6 +86,7 @@ class Sampled(Event):
     prompt_tokens: int
     truncated_tokens: int
     preview_ms: float
+    memory_plan: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,14 +77,15 @@ def test_a_job_goes_its_way_from_queued_to_done():
 
     board.publish(
         Sampled(
-            job_id="job", nfe=4, embedding_cache_hit=True, prompt_tokens=2, truncated_tokens=1, preview_ms=0.5
+            job_id="job", nfe=4, embedding_cache_hit=True, prompt_tokens=2, truncated_tokens=1, preview_ms=0.5,
+            memory_plan="smallest",
         )
     )  # fmt: skip
     board.publish(StageStarted(job_id="job", stage=Stage.SAVE))
     record = known(board)
     assert (record.phase, record.stage, record.preview) == (JobPhase.SAVING, Stage.SAVE, None)
     assert (record.nfe, record.embedding_cache_hit, record.prompt_tokens) == (4, True, 2)
-    assert (record.truncated_tokens, record.preview_ms) == (1, 0.5)
+    assert (record.truncated_tokens, record.preview_ms, record.memory_plan) == (1, 0.5, "smallest")
 
     board.publish(JobFinished(job_id="job", timings=TIMINGS, at_s=9.0))
     record = known(board)

@@ -166,6 +166,7 @@ def test_every_picture_carries_how_it_was_made(room):
     assert first.request.image_format is ImageFormat.WEBP
     assert first.created_at.tzinfo is not None
     assert (first.model_name, first.model_trained, first.nfe) == ("fake", False, 2)
+    assert first.memory_plan == record.memory_plan == "none"
     assert first.model_fingerprint == room.generator.info.fingerprint
     assert set(first.timings_ms) == {"queue", "encode", "sample", "decode"}
     assert first.timings_ms["sample"] == pytest.approx(record.timings.sample_ms, abs=1e-3)

@@ -80,6 +80,14 @@ def test_json_gives_any_request_back(prompt, seed, guidance):
     assert PictureMetadata.from_json(metadata.to_json()) == metadata
 
 
+def test_the_memory_plan_is_kept_and_older_files_have_none(metadata_of):
+    metadata = metadata_of(memory_plan="smallest")
+    assert PictureMetadata.from_json(metadata.to_json()) == metadata
+    older = json.loads(metadata.to_json())
+    del older["memory_plan"]
+    assert PictureMetadata.from_json(json.dumps(older)).memory_plan == ""
+
+
 def test_one_picture_is_kept_not_the_job_it_came_from(metadata_of):
     metadata = metadata_of(request={"num_images_per_prompt": 4, "preview": False})
     assert metadata.request.num_images_per_prompt == 1
@@ -142,6 +150,8 @@ def _forged(metadata, **changes):
         {"image_format": "svg"},
         {"nfe": -1},
         {"nfe": 10**30},
+        {"memory_plan": None},
+        {"memory_plan": "x" * 201},
         {"model": []},
         {"model": {"name": 5}},
         {"versions": {str(n): "1" for n in range(65)}},

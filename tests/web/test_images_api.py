@@ -52,6 +52,7 @@ def test_a_prompt_becomes_a_picture_with_its_account(shared: Studio) -> None:
     assert "a red fox" in image.info["parameters"]
     assert picture["seed"] == answer["seed"] == 7
     assert answer["nfe"] == answer["num_inference_steps"] == 8
+    assert answer["memory_plan"] == "none"
     assert answer["size"] == "256x256"
     assert answer["output_format"] == "png"
     assert answer["untrained"] is True

@@ -67,7 +67,15 @@ def test_a_job_that_is_done() -> None:
     record = recorded(
         StageStarted(job_id="j", at_s=10.1, stage=Stage.SAMPLE),
         StepDone(job_id="j", at_s=10.2, step=8, num_steps=8, preview=None),
-        Sampled(job_id="j", nfe=8, embedding_cache_hit=True, prompt_tokens=5, truncated_tokens=0, preview_ms=0.5),
+        Sampled(
+            job_id="j",
+            nfe=8,
+            embedding_cache_hit=True,
+            prompt_tokens=5,
+            truncated_tokens=0,
+            preview_ms=0.5,
+            memory_plan="smallest",
+        ),
         PictureSaved(job_id="j", picture=picture),
         JobFinished(job_id="j", at_s=10.5, timings=timings),
     )
@@ -78,6 +86,7 @@ def test_a_job_that_is_done() -> None:
     assert view["elapsed_ms"] == 500
     assert view["timings_ms"] == timings.as_dict()
     assert (view["step"], view["num_steps"], view["nfe"], view["embedding_cache_hit"]) == (8, 8, 8, True)
+    assert view["memory_plan"] == "smallest"
     assert view["untrained"] is False
     assert view["pictures"] == [
         {

@@ -82,6 +82,7 @@ def picture_metadata(
         timings_ms={name: round(milliseconds, 3) for name, milliseconds in spent_ms.items()},
         prompt_tokens=result.prompt_tokens,
         truncated_tokens=result.truncated_tokens,
+        memory_plan=result.memory_plan,
     )
 
 

@@ -118,6 +118,7 @@ class Worker:
                 prompt_tokens=result.prompt_tokens,
                 truncated_tokens=result.truncated_tokens,
                 preview_ms=result.preview_ms,
+                memory_plan=result.memory_plan,
             )
         )
         self._board.publish(StageStarted(job_id=job.job_id, stage=Stage.SAVE, at_s=made_at_s))

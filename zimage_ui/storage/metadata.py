@@ -48,6 +48,7 @@ class PictureMetadata:
         versions: package name -> version, of all that shapes the pixels.
         timings_ms: stage name -> milliseconds, of those stages known so far.
         prompt_tokens, truncated_tokens: given to the model; cut off beyond its maximum.
+        memory_plan: how the model's parts shared the device's memory; empty in files from before it was kept.
 
     Raises:
         ValueError: the seed has not been drawn, or `created_at` has no time zone (a programmer's mistake).
@@ -66,6 +67,7 @@ class PictureMetadata:
     timings_ms: dict[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     truncated_tokens: int = 0
+    memory_plan: str = ""
 
     def __post_init__(self) -> None:
         if self.request.seed is None:
@@ -131,6 +133,7 @@ class PictureMetadata:
             "timings_ms": self.timings_ms,
             "prompt_tokens": self.prompt_tokens,
             "truncated_tokens": self.truncated_tokens,
+            "memory_plan": self.memory_plan,
         }
 
     @classmethod
@@ -180,6 +183,7 @@ class PictureMetadata:
             timings_ms={_name(key): value for key, value in fields.entries("timings_ms", _Fields.number)},
             prompt_tokens=fields.whole("prompt_tokens"),
             truncated_tokens=fields.whole("truncated_tokens"),
+            memory_plan=fields.text("memory_plan") if fields.has("memory_plan") else "",
         )
 
 
@@ -190,6 +194,10 @@ class _Fields:
         if not isinstance(parsed, dict):
             raise ValueError(f"there is a {type(parsed).__name__} where an object should be")
         self._parsed = parsed
+
+    def has(self, name: str) -> bool:
+        """Whether there is a value of that name: files of before a field was added have none."""
+        return name in self._parsed
 
     def get(self, name: str, kind: type) -> Any:
         """The value, of exactly this type."""

@@ -222,6 +222,7 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
         "embedding_cache_hit": record.embedding_cache_hit,
         "prompt_tokens": record.prompt_tokens,
         "truncated_tokens": record.truncated_tokens,
+        "memory_plan": record.memory_plan,
         "model": model.name,
         "untrained": not model.trained,
     }

@@ -88,6 +88,7 @@ def job_view(record: JobRecord, model: ModelInfo | None, preview_url: str | None
         "prompt_tokens": record.prompt_tokens,
         "truncated_tokens": record.truncated_tokens,
         "preview_ms": record.preview_ms,
+        "memory_plan": record.memory_plan,
         "pictures": [picture_view(picture) for picture in record.pictures],
         "timings_ms": None if record.timings is None else record.timings.as_dict(),
         "elapsed_ms": round((until_s - record.submitted_at_s) * 1e3, 1),
