@@ -259,6 +259,16 @@ class TestOutOfMemory:
         assert make(engine, request(width=128)).memory_plan == "smallest"  # it would only fail first
         assert make(engine, request(width=64)).memory_plan == "resident"
 
+    def test_the_fast_plan_comes_back_after_some_good_pictures(self, engine, fail_forward):
+        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        plans = [make(engine, request(num_inference_steps=1)).memory_plan for _ in range(9)]
+        assert plans == ["smallest"] * 8 + ["resident"]
+
+    def test_what_cannot_be_decoded_is_decoded_in_tiles_at_once(self, engine, fail_forward):
+        engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
+        fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "smallest"
+
     def test_offloading_comes_before_tiles_where_it_helps(self, components, fail_forward):
         components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
         engine = Engine(components, 1 << 20)

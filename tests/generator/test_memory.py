@@ -35,6 +35,42 @@ def test_remembers_what_was_too_much_and_lets_smaller_loads_be_fast():
     assert ladder.plan_for(120) is OFFLOADED  # the smallest failure counts
 
 
+def test_what_fails_to_decode_needs_tiles_at_once():
+    ladder = MemoryLadder(RESIDENT, CUDA)
+    assert ladder.ran_out(RESIDENT, 100, decoding=True) is SMALLEST
+    assert ladder.plan_for(100) is SMALLEST
+    assert ladder.plan_for(99) is RESIDENT
+    assert ladder.ran_out(SMALLEST, 100, decoding=True) is None
+
+
+def made(ladder: MemoryLadder, pixels: int, plan: MemoryPlan) -> int:
+    """How many jobs of `pixels` go well with `plan` before another one is tried."""
+    jobs = 0
+    while ladder.plan_for(pixels) is plan and jobs < 1000:
+        ladder.went_well(plan)
+        jobs += 1
+    return jobs
+
+
+def test_after_some_good_jobs_the_next_faster_plan_gets_another_chance():
+    ladder = MemoryLadder(RESIDENT, CUDA)
+    ladder.ran_out(RESIDENT, 100, decoding=True)
+    assert made(ladder, 100, SMALLEST) > 1
+    assert ladder.plan_for(100) is OFFLOADED  # one rung: should it fail, one is left to fall back to
+    assert made(ladder, 100, OFFLOADED) > 1
+    assert ladder.plan_for(100) is RESIDENT
+    assert made(ladder, 100, RESIDENT) == 1000
+
+
+def test_a_plan_that_fails_again_and_again_is_tried_ever_less_often():
+    ladder = MemoryLadder(OFFLOADED, CUDA)
+    waits = []
+    for _ in range(6):
+        ladder.ran_out(OFFLOADED, 100)
+        waits.append(made(ladder, 100, SMALLEST))
+    assert waits == [8, 16, 32, 64, 64, 64]
+
+
 def test_on_a_cpu_offloading_is_no_rung():
     assert MemoryLadder(RESIDENT, CPU).ran_out(RESIDENT, 100) is SMALLEST
 

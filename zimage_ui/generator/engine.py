@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -58,10 +58,12 @@ class _Job:
     listener: GenerationListener
     cancel: threading.Event
     clock: StageClock
+    entered: list[Stage] = field(default_factory=list)
 
     def enter(self, stage: Stage) -> None:
         """The stage begins; a cancelled job goes no further."""
         raise_if_cancelled(self.cancel)
+        self.entered.append(stage)
         self.clock.start(stage)
         self.listener.stage_started(stage)
 
@@ -110,7 +112,7 @@ class Engine:
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event
     ) -> GenerationResult:
-        """Make the pictures of `request`; once again with the next smaller memory plan if memory runs out.
+        """Make the pictures of `request`; once again with a smaller memory plan if memory runs out.
 
         Raises:
             JobCancelledError, DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
@@ -122,11 +124,14 @@ class Engine:
         job = _Job(request, listener, cancel, stage_clock(device))
         for attempt in (1, 2):
             try:
-                return translated(partial(self._make, job, plan), device)
+                result = translated(partial(self._make, job, plan), device)
             except DeviceMemoryError as error:
                 reason = error.message
+            else:
+                self._ladder.went_well(plan)
+                return result
             memory.release_memory(device)
-            smaller = self._ladder.ran_out(plan, pixels)
+            smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
             if smaller is None or attempt == 2:
                 break
             _log.warning("%s Trying once more with the memory plan %s.", reason, smaller)

@@ -9,18 +9,26 @@ import torch
 from zimage_ui.generator.base import DeviceMemory
 from zimage_ui.generator.components import MemoryPlan
 
+# How many jobs have to go well before the plan above is tried again, the first time and at most: what failed because
+# another program held the memory may work now, what is simply too large costs one failed attempt in 64 jobs.
+FIRST_PATIENCE = 8
+LONGEST_PATIENCE = 64
+
 
 class MemoryLadder:
     """Which memory plan to make a picture with.
 
     Starts from the plan that was chosen at load. A load (pixels of all pictures of a job) that ran out of memory goes
     one rung down, and so does every later one at least as large, at once: it would only fail first. Smaller ones keep
-    the fast plan.
+    the fast plan. After some jobs that went well the rung above gets another chance: one rung only, so that a failure
+    leaves a plan that is known to work.
     """
 
     def __init__(self, plan: MemoryPlan, device: torch.device) -> None:
         self._rungs = _rungs(plan, device)
         self._too_much: dict[MemoryPlan, int] = {}
+        self._patience = FIRST_PATIENCE
+        self._went_well = 0
 
     def plan_for(self, pixels: int) -> MemoryPlan:
         """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are."""
@@ -29,11 +37,28 @@ class MemoryLadder:
                 return plan
         return self._rungs[-1]
 
-    def ran_out(self, plan: MemoryPlan, pixels: int) -> MemoryPlan | None:
-        """Remember that `pixels` were too many for `plan`; the next smaller plan, if there is one."""
-        self._too_much[plan] = min(pixels, self._too_much.get(plan, pixels))
-        place = self._rungs.index(plan) + 1
-        return self._rungs[place] if place < len(self._rungs) else None
+    def ran_out(self, plan: MemoryPlan, pixels: int, *, decoding: bool = False) -> MemoryPlan | None:
+        """Remember that `pixels` were too many for `plan`; the next smaller plan, if there is one.
+
+        What ran out while `decoding` needs tiles: plans without them are passed over.
+        """
+        self._went_well = 0
+        for rung in self._rungs[self._rungs.index(plan) :]:
+            if rung is not plan and (rung.tiles_decode or not decoding):
+                return rung
+            self._too_much[rung] = min(pixels, self._too_much.get(rung, pixels))
+        return None
+
+    def went_well(self, plan: MemoryPlan) -> None:
+        """A job was made with `plan`; after enough of them the plan above is no longer held to be too small."""
+        place = self._rungs.index(plan)
+        if place == 0:
+            return
+        self._went_well += 1
+        if self._went_well >= self._patience:
+            self._went_well = 0
+            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+            self._too_much.pop(self._rungs[place - 1], None)
 
 
 def _rungs(plan: MemoryPlan, device: torch.device) -> list[MemoryPlan]:
