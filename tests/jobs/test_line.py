@@ -118,6 +118,11 @@ def test_a_picture_that_the_disk_refuses_is_shown_and_the_next_one_is_saved(open
 
     today.unlink()
     assert line.make(seed=4).phase is JobPhase.DONE
+    assert line.saver.close(30)  # which tries it again, if that has not come yet
+    assert line.library.count() == 3
+    told = line.service.board.get(record.job_id)
+    assert told is not None
+    assert [picture.path for picture in told.pictures] == [line.library.get(picture.picture_id).path]
     assert line.saver.read(picture.picture_id)[0] == data
 
 

@@ -3,6 +3,7 @@ import logging
 import statistics
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 
@@ -271,10 +272,22 @@ class TestFailedSaves:
         assert len(record.pictures) == 1
         assert room.make(seed=8).phase is JobPhase.DONE
 
+    def test_a_picture_that_is_saved_after_all_gets_its_path(self, room):
+        room.saver.failures[7] = StorageError("The disk is full.", "Free some space.")
+        record = room.make(seed=7, num_images_per_prompt=2)
+        (refused, _), (order, _) = record.pictures, room.saver.orders
+        assert refused.path == ""
+        order.on_saved(replace(refused, path="2026-11-21/x.png"))
+        later = room.record(record.job_id)
+        assert [picture.path != "" for picture in later.pictures] == [True, True]
+        assert (later.phase, later.error, later.ended_at_s) == (JobPhase.FAILED, record.error, record.ended_at_s)
+
     def test_a_saver_that_takes_no_more_fails_the_job_and_not_the_worker(self, room):
         room.saver.refusal = StorageError("The saver is closed.")
         record = room.make(num_images_per_prompt=2)
         assert record.phase is JobPhase.FAILED
         assert "2 of them" in str(record.error)
+        assert "can be seen," not in str(record.error)
+        assert "2 of them cannot be seen and are lost" in str(record.error)
         room.saver.refusal = None
         assert room.make().phase is JobPhase.DONE

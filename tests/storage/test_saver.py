@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -214,22 +215,56 @@ def test_a_picture_that_the_disk_refuses_stays_readable_and_is_saved_when_it_tak
     saver.submit(next_one)
     assert saver.close(WAIT_S)
     assert {row.picture_id for row in library.newest(9)} == {lost.picture_id, next_one.picture_id}
-    assert [picture.picture_id for picture in listener.saved] == [next_one.picture_id]
+    told = {picture.picture_id: picture.path for picture in listener.saved}
+    assert told == {row.picture_id: row.path for row in library.newest(9)}  # it is told that it is saved after all
     assert len(listener.failed) == 1
     assert (saver.stats().recovered, saver.stats().unsaved, saver.stats().pending) == (1, 0, 0)
 
 
-def test_a_refused_picture_is_tried_again_after_a_while(saver_with, library, listener, fail_disk, monkeypatch):
-    listed, real = threading.Event(), library.add
-    monkeypatch.setattr(library, "add", lambda rows: (real(rows), listed.set()))
+def test_a_refused_picture_is_tried_again_after_a_while_and_told(saver_with, library, listener, fail_disk):
+    told = threading.Event()
     saver = saver_with(retry_s=0.01)
     fail_disk(("fsync",), 1)
     order = listener.order()
-    saver.submit(order)
-    assert listed.wait(WAIT_S)
-    assert library.get(order.picture_id)
+    saver.submit(replace(order, on_saved=lambda picture: (listener.saved.append(picture), told.set())))
+    assert told.wait(WAIT_S)
     assert len(listener.failed) == 1
-    assert listener.saved == []
+    assert [picture.path for picture in listener.saved] == [library.get(order.picture_id).path]
+    assert (saver.stats().failed, saver.stats().saved, saver.stats().recovered) == (1, 0, 1)
+    assert saver.pending == 0
+
+
+@pytest.mark.parametrize("image_format", [ImageFormat.JPEG, ImageFormat.WEBP])
+def test_a_picture_that_cannot_be_encoded_as_asked_becomes_a_png(
+    saver, library, folder, listener, monkeypatch, image_format
+):
+    def refuse(_name):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    order = listener.order(image_format)
+    saver.submit(order)
+    assert saver.close(WAIT_S)
+    (saved,), row = listener.saved, library.get(order.picture_id)
+    assert listener.failed == []
+    assert listener.ready[0].image_format is saved.image_format is row.image_format is ImageFormat.PNG
+    assert saved.path == row.path == f"2026-11-21/{order.picture_id}.png"
+    kept = read_metadata(folder.root / saved.path)
+    assert kept == replace(order.metadata, request=replace(order.metadata.request, image_format=ImageFormat.PNG))
+
+
+def test_a_picture_that_cannot_be_encoded_at_all_counts_as_lost(saver, listener, monkeypatch, caplog):
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(saver_module, "encode_picture", refuse)
+    order = listener.order(ImageFormat.JPEG)
+    saver.submit(order)
+    assert saver.drain(WAIT_S)
+    assert listener.ready == listener.saved == []
+    assert len(listener.failed) == 1
+    assert (saver.stats().lost, saver.stats().unsaved) == (1, 0)
+    assert f"picture {order.picture_id} is given up" in caplog.text
 
 
 def test_a_full_disk_is_not_hammered(saver, folder, listener, monkeypatch):
@@ -337,9 +372,9 @@ def test_a_thread_that_dies_is_replaced_and_its_order_is_told(saver, folder, lis
     assert [error.message for error in listener.failed] == ["The thread that was saving the picture died."]
     saver.submit(listener.order())
     assert saver.close(WAIT_S)
-    assert len(listener.saved) == 1
     assert saver.stats().replaced_threads == 1
     assert saver.stats().recovered == (where == "write_all")
+    assert len(listener.saved) == 1 + saver.stats().recovered
 
 
 @pytest.mark.parametrize("callback", ["on_ready", "on_saved", "on_failed"])

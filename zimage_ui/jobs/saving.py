@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from zimage_ui.errors import StorageError, ZImageError
 from zimage_ui.events import Event, JobFailed, JobFinished, PictureReady, PictureRef, PictureSaved
@@ -96,17 +97,20 @@ class JobSaving:
         self._publish = publish
         self._job_id = made.job.job_id
         self._lock = threading.Lock()
-        self._count = self._open = len(self._images)
-        self._errors: list[ZImageError] = []
+        self._count = len(self._images)
+        self._open: set[str] = set()  # ids of pictures that met no end yet
+        self._shown: set[str] = set()
+        self._errors: dict[str, ZImageError] = {}
 
     def submit_to(self, saver: Saver) -> None:
         """Order every picture to be saved; waits when the saver has too many before them."""
-        images, self._images = self._images, ()
-        for image in images:
+        orders, self._images = [self._order(image) for image in self._images], ()
+        self._open = {order.picture_id for order in orders}
+        for order in orders:
             try:
-                saver.submit(self._order(image))
+                saver.submit(order)
             except ZImageError as error:  # a saver that takes no more: the other pictures still get their end
-                self._failed(error)
+                order.on_failed(error)
 
     def _order(self, image: GeneratedImage) -> SaveOrder:
         metadata = self._made.metadata(image)
@@ -117,26 +121,29 @@ class JobSaving:
             image_format=metadata.request.image_format,
             on_ready=self._ready,
             on_saved=self._saved,
-            on_failed=self._failed,
+            on_failed=partial(self._failed, metadata.picture_id),
         )
 
     def _ready(self, picture: PictureRef) -> None:
+        self._shown.add(picture.picture_id)
         self._publish(PictureReady(job_id=self._job_id, picture=picture))
 
     def _saved(self, picture: PictureRef) -> None:
         self._publish(PictureSaved(job_id=self._job_id, picture=picture))
-        self._one_less()
+        self._one_less(picture.picture_id)
 
-    def _failed(self, error: ZImageError) -> None:
+    def _failed(self, picture_id: str, error: ZImageError) -> None:
         logger.error("a picture of job %s could not be saved: %s", self._job_id, error)
-        self._one_less(error)
+        self._one_less(picture_id, error)
 
-    def _one_less(self, error: ZImageError | None = None) -> None:
-        """One picture met its end; the last one's is the job's."""
+    def _one_less(self, picture_id: str, error: ZImageError | None = None) -> None:
+        """One picture met its end; the last one's is the job's. A picture that is saved after all had met it before."""
         with self._lock:
-            self._open -= 1
+            if picture_id not in self._open:
+                return
+            self._open.remove(picture_id)
             if error is not None:
-                self._errors.append(error)
+                self._errors[picture_id] = error
             if self._open:
                 return
         now_s = time.monotonic()
@@ -146,7 +153,12 @@ class JobSaving:
             self._publish(JobFinished(job_id=self._job_id, at_s=now_s, timings=self._made.account(now_s)))
 
     def _summary(self) -> ZImageError:
-        first = self._errors[0]
-        what = "The picture was" if self._count == 1 else f"All {self._count} pictures were"
+        first, lost = next(iter(self._errors.values())), len(self._errors.keys() - self._shown)
+        what = "The picture was made" if self._count == 1 else f"All {self._count} pictures were made"
         which = "it" if self._count == 1 else f"{len(self._errors)} of them"
-        return StorageError(f"{what} made and can be seen, but {which} could not be saved: {first.message}", first.hint)
+        if not lost:
+            what, hint = f"{what} and can be seen", first.hint
+        else:
+            fate = "It is lost" if self._count == 1 else f"{lost} of them cannot be seen and are lost"
+            hint = f"{fate}: make it again with the same seed. {first.hint}".rstrip()
+        return StorageError(f"{what}, but {which} could not be saved: {first.message}", hint)

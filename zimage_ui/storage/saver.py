@@ -7,6 +7,7 @@
 Orders are never dropped: `submit` waits while too many are under way. Files and rows that have piled up are synced and
 listed together. A picture whose file could not be written stays readable from memory and is tried again when the disk
 takes another one, or after a while; only when such pictures outgrow `unsaved_bytes` is the oldest given up, and logged.
+A picture whose format cannot be encoded becomes a PNG, which needs nothing but memory.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class SaveOrder:
         image_format: of the file.
         on_ready: the picture is encoded and `Saver.read` gives it; it is not safe yet.
         on_saved: its file is synced to disk and its row is in the library.
-        on_failed: it could not be saved. Each order ends in exactly one of `on_saved` and `on_failed`.
+        on_failed: it could not be saved, for now. Each order ends in exactly one of `on_saved` and `on_failed`; only
+            `on_saved` may still follow on `on_failed`, when the disk takes the picture after all.
 
     The three are called on the saver's threads and should return at once; what they raise is logged.
     """
@@ -74,7 +76,7 @@ class SaverStats:
         saved, failed: orders by their end.
         recovered: of the failed, those that were saved later after all.
         unsaved: of the failed, those still held in memory to be tried again.
-        lost: of the failed, those given up because too many were held.
+        lost: of the failed, those given up because too many were held, or because they could not be encoded at all.
         encode_ms, write_ms, index_ms: summed over all pictures; write is files and their syncs, index the rows.
         encoded_bytes: of all files.
         batches: how often files were written; below `saved`, when several went together.
@@ -226,16 +228,17 @@ class Saver:
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             self._closing = True
+            lost_before = self._stats.lost
             self._changed.notify_all()
         while (left_s := deadline_s - time.monotonic()) > 0 and (alive := self._alive()):
             alive[0].join(left_s)
         with self._changed:
             at_risk = [*self._to_encode, *self._to_write, *self._unsaved.values()]
-            pending = self._stats.pending
+            pending, lost = self._stats.pending, self._stats.lost - lost_before
         if at_risk or pending:
             names = ", ".join(saving.order.picture_id for saving in at_risk)
             logger.error("the saver was closed with pictures not on disk, %d under way: %s", pending, names)
-        return not at_risk and not pending
+        return not at_risk and not pending and not lost
 
     # Threads
 
@@ -297,7 +300,9 @@ class Saver:
         finally:
             if failure is not None:
                 for saving in savings:
-                    if saving.encoded is not None and not saving.safe:
+                    if saving.encoded is None:
+                        self._lose(saving.order.picture_id, "it could not be encoded")
+                    elif not saving.safe:
                         self._keep_unsaved(saving)
                     self._fail(saving, failure)
 
@@ -305,8 +310,9 @@ class Saver:
 
     def _encode(self, savings: list[_Saving]) -> None:
         (saving,) = savings
-        order, began_s = saving.order, time.perf_counter()
-        saving.encoded = encoded = encode_picture(order.image, order.metadata, order.image_format)
+        began_s = time.perf_counter()
+        saving.encoded = encoded = self._encoded(saving)
+        order = saving.order
         self._add("encode_ms", _ms_since(began_s))
         self._add("encoded_bytes", len(encoded.data))
         self._memory.hold(order.picture_id, encoded.data, order.image_format)
@@ -315,6 +321,20 @@ class Saver:
         with self._changed:
             self._to_write.append(saving)
             self._changed.notify_all()
+
+    def _encoded(self, saving: _Saving) -> EncodedPicture:
+        """The picture in the format that was asked for, or else as PNG; the order and its path then say so."""
+        order = saving.order
+        try:
+            return encode_picture(order.image, order.metadata, order.image_format)
+        except Exception as error:  # whatever it is: these pixels are all that there is of the picture
+            if order.image_format is ImageFormat.PNG:
+                raise
+            logger.error("picture %s becomes a PNG: %s", order.picture_id, error)
+        metadata = replace(order.metadata, request=replace(order.metadata.request, image_format=ImageFormat.PNG))
+        saving.order = replace(order, metadata=metadata, image_format=ImageFormat.PNG)
+        saving.path = self._folder.path_for(order.picture_id, metadata.created_at, ImageFormat.PNG)
+        return encode_picture(order.image, metadata, ImageFormat.PNG)
 
     def _write(self, batch: list[_Saving]) -> None:
         began_s = time.perf_counter()
@@ -369,7 +389,13 @@ class Saver:
                 self._fail(saving, _unlisted_error(saving.path, failure))
 
     def _succeed(self, saving: _Saving) -> None:
-        self._end(saving, "saved", lambda: saving.order.on_saved(self._reference(saving)))
+        def tell() -> None:
+            saving.order.on_saved(self._reference(saving))
+
+        if saving.ended:  # it was told as failed, and is saved after all
+            _tell(tell)
+        else:
+            self._end(saving, "saved", tell)
 
     def _fail(self, saving: _Saving, error: ZImageError) -> None:
         self._end(saving, "failed", lambda: saving.order.on_failed(error))
@@ -408,9 +434,12 @@ class Saver:
                 held_bytes -= oldest.size_bytes
                 given_up.append(oldest.order.picture_id)
         for picture_id in given_up:
-            logger.error("picture %s is given up: too many could not be saved", picture_id)
             self._memory.release(picture_id)
-            self._add("lost", 1)
+            self._lose(picture_id, "too many could not be saved")
+
+    def _lose(self, picture_id: str, why: str) -> None:
+        logger.error("picture %s is given up: %s", picture_id, why)
+        self._add("lost", 1)
 
     def _row(self, saving: _Saving, written_at_s: float) -> LibraryRow:
         save_ms = round((written_at_s - saving.submitted_at_s) * 1e3, 3)
