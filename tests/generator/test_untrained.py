@@ -1,9 +1,11 @@
 """The untrained model: exact diffusers layout, the same bytes each time, whole or not at all."""
 
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,67 @@ def test_a_model_that_is_there_is_left_as_it_is(tiny):
     assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("file", "kept_bytes"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", None),
+        ("vae/diffusion_pytorch_model.safetensors", 100),
+        ("tokenizer/tokenizer.json", None),
+        ("tokenizer/tokenizer.json", 100),
+        ("zimage_ui.json", 0),
+        ("model_index.json", None),
+    ],
+)
+def test_a_damaged_model_is_built_anew(tiny, tmp_path, file, kept_bytes):
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    if kept_bytes is None:
+        (folder / file).unlink()
+    else:
+        os.truncate(folder / file, kept_bytes)
+    assert build_untrained_model(folder) == folder
+    assert files_of(folder) == files_of(tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_damaged_model_of_somebody_else_is_left_alone(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    (folder / "zimage_ui.json").write_text('{"trained": true}')
+    (folder / "vae" / "config.json").unlink()
+    before = files_of(folder)
+    assert build_untrained_model(folder) == folder
+    assert files_of(folder) == before
+
+
+def test_whatever_else_lies_in_its_place_is_left_alone(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(OSError, match="not empty"):
+        build_untrained_model(folder)
+    assert (folder / "holiday.png").read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_every_file_is_on_the_disk_before_the_model_is_in_its_place(tmp_path, monkeypatch):
+    safe: set[tuple[int, int]] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        safe.add((status.st_ino, status.st_size if stat.S_ISREG(status.st_mode) else 0))
+
+    def check(work: Path, folder: Path) -> Path:
+        for path in (work, *work.rglob("*")):
+            assert (path.stat().st_ino, path.stat().st_size if path.is_file() else 0) in safe, path
+        return rename(work, folder)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", check)
+    build_untrained_model(tmp_path / "model")
+    assert (tmp_path.stat().st_ino, 0) in safe
+
+
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
@@ -161,10 +224,8 @@ def test_a_build_that_another_process_overtook_takes_the_others_model(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_default_size_is_small_and_built_quickly(tmp_path):
-    begun = time.perf_counter()
+def test_the_default_size_is_small(tmp_path):
     folder = build_untrained_model(tmp_path / "default", DEFAULT)
-    assert time.perf_counter() - begun < 5
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 40e6
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import secrets
@@ -26,7 +27,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from zimage_ui.generator.layout import INDEX_FILE, MARKER_FILE, is_model_folder
+from zimage_ui.errors import ModelError
+from zimage_ui.generator.layout import INDEX_FILE, MARKER_FILE, is_model_folder, open_model_folder, read_json
+
+_log = logging.getLogger(__name__)
 
 # The streams behind every tensor start here; a change of any rule below must raise it.
 RECIPE = 1
@@ -130,7 +134,9 @@ FULL = UntrainedSize(
 
 
 def build_untrained_model(folder: Path, size: UntrainedSize = TINY, seed: int = 0) -> Path:
-    """Build an untrained model at `folder`, whole or not at all; a model that is already there is left as it is.
+    """Build an untrained model at `folder`, whole or not at all.
+
+    A model that is already there is left as it is, but for an untrained one that is damaged: that is built anew.
 
     Args:
         folder: where it goes; folders above it are made.
@@ -141,24 +147,75 @@ def build_untrained_model(folder: Path, size: UntrainedSize = TINY, seed: int = 
         `folder`.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError, SafetensorError: the folder cannot be written.
     """
-    if is_model_folder(folder):
+    if is_model_folder(folder) and not _is_ours(folder):
         return folder
+    damage = _damage(folder)
+    if not damage:
+        return folder
+    if folder.exists():
+        _log.warning("the untrained model is built anew: %s", damage)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    work = _beside(folder)
     try:
         work.mkdir()
         _write_model(work, size, seed)
-        try:
-            work.rename(folder)
-        except OSError:
-            # Two first starts at once: whoever renamed first has built the same model.
-            if not is_model_folder(folder):
-                raise
+        for path in (*work.rglob("*"), work):
+            _sync(path)
+        _put(work, folder)
+        _sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _put(work: Path, folder: Path) -> None:
+    """Move `work` to `folder`, where there may be a damaged model of ours, or by now a whole one."""
+    try:
+        work.rename(folder)
+    except OSError:
+        if not _damage(folder):
+            return  # two first starts at once: whoever was faster has built the same model
+        if not _is_ours(folder):
+            raise
+        damaged = folder.rename(_beside(folder))
+        try:
+            work.rename(folder)
+        finally:
+            shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether an untrained model was built at `folder`: nothing else may be replaced."""
+    marker = folder / MARKER_FILE
+    try:
+        return read_json(marker).get("trained") is False
+    except ModelError:
+        return marker.is_file()  # cut short; only our own models have such a file
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with the model at `folder`, as far as it shows without its weights; empty when it is whole."""
+    try:
+        open_model_folder(folder)
+        read_json(folder / "tokenizer" / "tokenizer.json")
+    except ModelError as error:
+        return error.message
+    return ""
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_model(folder: Path, size: UntrainedSize, seed: int) -> None:
@@ -351,5 +408,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=2, sort_keys=True)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
