@@ -119,6 +119,22 @@ def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypat
 
 
 @pytest.mark.model
+def test_a_disk_that_is_full_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from safetensors import SafetensorError
+
+    from zimage_ui.generator import untrained
+
+    def full_disk(*_arguments: object, **_options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr(untrained, "save_file", full_disk)
+    with pytest.raises(ModelError, match="No space left on device") as raised:
+        find_model("auto", CPU, tmp_path / "cache", silent)
+    assert "ZIMAGE_CACHE_DIR" in raised.value.hint
+
+
+@pytest.mark.model
 def test_the_sizes_of_the_real_model_are_right():
     from zimage_ui.generator import untrained
 

@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from zimage_ui.errors import DeviceMemoryError, ModelError, ModelNotFoundError
 from zimage_ui.generator.base import ProgressListener
 from zimage_ui.generator.hub import HubId, fetch_model, parse_hub_id
@@ -99,7 +101,7 @@ def _small(cache_dir: Path, reason: str) -> ModelSource:
         folder = cache_dir / f"untrained-{DEFAULT.name}-{RECIPE}"
         try:
             build_untrained_model(folder, DEFAULT)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"The small model cannot be built in {cache_dir}: {error}.",
                 "Make room there, or set ZIMAGE_CACHE_DIR to a folder that can be written.",
