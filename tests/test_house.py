@@ -1,7 +1,11 @@
 """What design.md promises of the tree as a whole."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,33 @@ def test_the_rooms_of_the_house_are_in_the_readme():
     rooms = [folder.name for folder in (ROOT / "zimage_ui").iterdir() if (folder / "__init__.py").is_file()]
     assert rooms
     assert [room for room in rooms if f"`zimage_ui/{room}/`" not in readme] == []
+
+
+def test_every_library_that_is_imported_is_declared():
+    known = packages_distributions()
+    declared = {
+        canonical(re.split(r"[<>=!~ \[;]", line, maxsplit=1)[0])
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    }
+    imported = {
+        name.split(".")[0]
+        for path in [*(ROOT / "zimage_ui").rglob("*.py"), ROOT / "app.py", ROOT / "prewarm.py"]
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for name in names_of(node)
+    }
+    foreign = imported - sys.stdlib_module_names - {"zimage_ui"}
+    assert {"torch", "gradio", "fastapi"} <= foreign
+    undeclared = {name for name in foreign if not declared & {canonical(found) for found in known[name]}}
+    assert undeclared == set()
+
+
+def canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module]
+    return []
