@@ -17,6 +17,8 @@ from zimage_ui.errors import (
     SettingsError,
     StorageError,
 )
+from zimage_ui.generator.base import ModelInfo, ProgressListener
+from zimage_ui.generator.fake import FakeGenerator
 from zimage_ui.settings import Settings
 from zimage_ui.storage.encoders import read_metadata
 
@@ -129,6 +131,19 @@ def test_what_is_wrong_is_told_in_one_message_and_an_exit_code(capsys, arguments
     assert told in err
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_an_error_that_nobody_expected_is_one_message_too(capsys, caplog, monkeypatch):
+    class Broken(FakeGenerator):
+        def load(self, progress: ProgressListener) -> ModelInfo:
+            raise RuntimeError("a library broke")
+
+    monkeypatch.setattr("zimage_ui.runtime.make_generator", lambda settings: Broken())
+    code, out, err = run(capsys, "generate", "x")
+    assert (code, out) == (70, "")
+    assert "RuntimeError: a library broke" in err
+    assert "Traceback" not in err
+    assert "Traceback" in caplog.text
 
 
 def test_exit_codes_follow_the_tree_of_errors():

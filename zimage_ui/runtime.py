@@ -22,6 +22,7 @@ from zimage_ui.errors import SettingsError, ZImageError
 from zimage_ui.generator.base import Generator
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.service import JobService
+from zimage_ui.jobs.worker import in_one_tree
 from zimage_ui.settings import Settings, tame_third_parties, visible_cuda_devices
 from zimage_ui.storage.files import OutputFolder
 from zimage_ui.storage.library import Library
@@ -56,7 +57,8 @@ def make_generator(settings: Settings) -> Generator:
 def run_errand(errand: errands.Errand, settings: Settings, tell: errands.Tell) -> dict[str, Any]:
     """Make the pictures of `errand` in this process; see `zimage_ui.errand.run`."""
     tame_third_parties()
-    return errands.run(errand, settings, make_generator(settings), tell)
+    with in_one_tree():
+        return errands.run(errand, settings, make_generator(settings), tell)
 
 
 class Studio:

@@ -70,7 +70,7 @@ class Worker:
     def _prepare(self, readiness: ReadinessReporter) -> ZImageError | None:
         """Load, make one full pass, save one picture; returns why that failed."""
         try:
-            with _in_one_tree():
+            with in_one_tree():
                 self._board.publish_model(self._generator.load(readiness.part(0.0, LOADED_AT)))
                 self._generator.warmup(readiness.part(LOADED_AT, WARMED_AT))
                 readiness.saving()
@@ -95,7 +95,7 @@ class Worker:
         """Make one job's pictures and hand them over for saving; returns why that failed."""
         listener = _JobListener(job.job_id, self._board.publish)
         try:
-            with _in_one_tree():
+            with in_one_tree():
                 result = self._generator.generate(job.request, listener, job.cancel)
                 self._hand_over(job, result, begun_at_s=listener.begun_at_s, made_at_s=time.monotonic())
         except JobCancelledError:
@@ -127,7 +127,7 @@ class Worker:
 
     def _release(self) -> None:
         try:
-            with _in_one_tree():
+            with in_one_tree():
                 self._generator.close()
         except ZImageError as error:
             logger.warning("the generator could not be closed: %s", error)
@@ -151,7 +151,7 @@ class _JobListener(GenerationListener):
 
 
 @contextmanager
-def _in_one_tree() -> Iterator[None]:
+def in_one_tree() -> Iterator[None]:
     """Map whatever a generator or saver should not have raised to a `GenerationError`; the log gets all of it."""
     try:
         yield
@@ -161,7 +161,7 @@ def _in_one_tree() -> Iterator[None]:
         logger.exception("unexpected %s", type(error).__name__)
         raise GenerationError(
             f"Something unexpected went wrong: {type(error).__name__}: {error}",
-            "The log of the service has the details.",
+            "The log has the details.",
         ) from error
 
 
