@@ -90,3 +90,16 @@ def test_our_own_assets_are_the_folders_files_and_plotly() -> None:
     assert b"plotly.js" in plotly.data[:200]
     assert plotly.compressed is not None
     assert len(plotly.compressed) < len(plotly.data) / 2
+
+
+def test_types_do_not_hang_on_what_else_is_imported() -> None:
+    """Gradio calls scripts application/javascript in the table of the whole process."""
+    import gradio  # noqa: F401
+
+    scripts = [asset for asset in own_assets() if asset.name.endswith(".js")]
+    assert {asset.media_type for asset in scripts} == {"text/javascript"}
+    assert all(asset.compressed is not None for asset in scripts)
+
+
+def test_every_kind_of_file_that_we_ship_has_a_type() -> None:
+    assert "application/octet-stream" not in {asset.media_type for asset in own_assets()}

@@ -6,7 +6,6 @@ Gradio serves its own files under `/assets` too, so each of ours has a route of 
 from __future__ import annotations
 
 import hashlib
-import mimetypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,17 @@ PLOTLY_NAME = "plotly.min.js"
 # An address that names a version (`?v=...`) never changes its meaning; without one the browser asks each time.
 _FOR_EVER = "public, max-age=31536000, immutable"
 _ASK = "no-cache"
+# Our own, because Gradio rewrites the table of `mimetypes` when it is imported, and machines have their own too.
+_MEDIA_TYPES = {
+    "css": "text/css",
+    "html": "text/html",
+    "ico": "image/x-icon",
+    "js": "text/javascript",
+    "json": "application/json",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "woff2": "font/woff2",
+}
 _COMPRESSIBLE = frozenset({"text/css", "text/javascript", "image/svg+xml", "application/json", "text/html"})
 
 
@@ -39,7 +49,7 @@ class Asset:
     @property
     def media_type(self) -> str:
         """The MIME type, by the name's ending."""
-        return mimetypes.guess_type(self.name)[0] or "application/octet-stream"
+        return _MEDIA_TYPES.get(self.name.rpartition(".")[2].lower(), "application/octet-stream")
 
     @cached_property
     def data(self) -> bytes:
