@@ -61,6 +61,11 @@ def test_no_handler_is_public_or_queued(blocks_config: dict[str, Any]) -> None:
     assert all(each["queue"] is False and each["api_visibility"] == "private" for each in behind)
 
 
+def test_what_gradio_would_queue_is_not_open_around_its_queue(page: Page) -> None:
+    """No handler is queued today; one that is by mistake must not be open either."""
+    assert page.blocks.api_open is False
+
+
 def test_the_language_of_the_settings_reaches_the_page() -> None:
     assert embedded(build_page(cast(JobService, None), Settings(language="zh")))["language"] == "zh"
 

@@ -113,7 +113,7 @@ def running_studio(
     *,
     generator: FakeGenerator | None = None,
     probe: FakeProbe | None = None,
-    page: MountablePage | None = None,
+    page: Callable[[JobService, Settings], MountablePage] | None = None,
     interval_s: float = 0.05,
     started: bool = True,
     **settings: Any,
@@ -135,7 +135,7 @@ def running_studio(
         generator_stats=generator.cache_stats,
         started_at_s=time.monotonic(),
     )
-    app = create_app(services, page)
+    app = create_app(services, page(jobs, options) if page is not None else None)
     with ExitStack() as stack:
         stack.callback(library.close)
         sampler.start()

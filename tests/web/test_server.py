@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from zimage_ui.generator.fake import FakeGenerator
 from zimage_ui.request import GenerationRequest
+from zimage_ui.ui.page import build_page
 
 if TYPE_CHECKING:
     from tests.web.conftest import Studio, StudioMaker
@@ -26,83 +24,16 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-@dataclass(frozen=True)
-class SmallPage:
-    """A page with one queued event, one unqueued one, and a picture, as the real one has them."""
-
-    blocks: Any
-    theme: Any = None
-    css: str | None = "body { color: black }"
-    head: str | None = '<script src="/assets/plotly.min.js"></script>'
-    js: str | None = None
-
-
-def small_page(calls: list[str]) -> SmallPage:
-    return asyncio.run(build_small_page(calls))
-
-
-async def build_small_page(calls: list[str]) -> SmallPage:
-    """A coroutine because Gradio, outside of an event loop, makes one and never closes it."""
-    import gradio as gr
-
-    def generate(prompt: str) -> str:
-        calls.append(prompt)
-        return f"made {prompt}"
-
-    def show(picture: Any) -> str:
-        calls.append(str(picture))
-        return "shown"
-
-    with gr.Blocks(analytics_enabled=False) as blocks:
-        prompt, answer = gr.Textbox(), gr.Textbox()
-        picture = gr.Image(type="filepath")
-        gr.Button().click(generate, prompt, answer, api_name="generate")
-        gr.Button().click(show, picture, answer, api_name="show")
-    blocks.queue(api_open=False)
-    return SmallPage(blocks)
-
-
-@dataclass
-class Mounted:
-    """A studio with the small page, and what its handlers were called with."""
-
-    studio: Studio
-    calls: list[str]
-
-    @property
-    def client(self) -> httpx.Client:
-        return self.studio.client
-
-
 @pytest.fixture(scope="module")
-def mounted(run_studio: StudioMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+def mounted(run_studio: StudioMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio with the page as it is shipped."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    calls: list[str] = []
-    with run_studio(tmp_path_factory.mktemp("mounted"), page=small_page(calls)) as studio:
+    with run_studio(tmp_path_factory.mktemp("mounted"), page=build_page) as studio:
         studio.wait_until_ready()
-        yield Mounted(studio, calls)
+        yield studio
 
 
-def function_of(mounted: Mounted, api_name: str) -> int:
-    config = mounted.client.get("/config").json()
-    return next(entry["id"] for entry in config["dependencies"] if entry["api_name"] == api_name)
-
-
-def join(mounted: Mounted, api_name: str, data: list[Any], session: str = "abc") -> dict[str, Any]:
-    """Go the way of the page: join the queue, and follow it to the end."""
-    body = {"data": data, "fn_index": function_of(mounted, api_name), "session_hash": session}
-    joined = mounted.client.post("/gradio_api/queue/join", json=body)
-    assert joined.status_code == 200, joined.text
-    with mounted.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as response:
-        for line in response.iter_lines():
-            message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-            if message.get("msg") == "process_completed":
-                output: dict[str, Any] = message
-                return output
-    raise AssertionError("the queue closed without an answer")
-
-
-def test_the_page_is_served_beside_our_own_routes(mounted: Mounted) -> None:
+def test_the_page_is_served_beside_our_own_routes(mounted: Studio) -> None:
     page = mounted.client.get("/")
     assert page.status_code == 200
     assert "gradio_config" in page.text
@@ -112,7 +43,7 @@ def test_the_page_is_served_beside_our_own_routes(mounted: Mounted) -> None:
     assert mounted.client.get("/assets/plotly.min.js").status_code == 200
 
 
-def test_the_pages_own_assets_stay_reachable_under_the_same_folder(mounted: Mounted) -> None:
+def test_the_pages_own_assets_stay_reachable_under_the_same_folder(mounted: Studio) -> None:
     import re
 
     (script, *_) = re.findall(r'src="[./]*(/?assets/[^"]+\.js)"', mounted.client.get("/").text)
@@ -122,7 +53,7 @@ def test_the_pages_own_assets_stay_reachable_under_the_same_folder(mounted: Moun
     assert "javascript" in response.headers["content-type"]
 
 
-def test_the_page_asks_for_no_documentation_links_or_recordings(mounted: Mounted) -> None:
+def test_the_page_asks_for_no_documentation_links_or_recordings(mounted: Studio) -> None:
     config = mounted.client.get("/config").json()
 
     assert config["footer_links"] == []
@@ -132,32 +63,39 @@ def test_the_page_asks_for_no_documentation_links_or_recordings(mounted: Mounted
         assert mounted.client.get(path).status_code == 404, path
 
 
-def test_the_queue_of_the_page_works(mounted: Mounted) -> None:
-    assert join(mounted, "generate", ["a fox"])["output"]["data"] == ["made a fox"]
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/queue/join",
+        "/gradio_api/queue/data?session_hash=x",
+        "/gradio_api/call/ask",
+        "/gradio_api/call/v2/ask",
+        "/gradio_api/openapi.json",
+        "/gradio_api/api/predict",
+        "/gradio_api/api/ask",
+    ],
+)
+def test_gradios_queue_and_its_other_ways_in_are_closed(mounted: Studio, path: str) -> None:
+    body = {"data": [], "fn_index": 0, "session_hash": "x"}
+
+    for response in (mounted.client.post(path, json=body), mounted.client.get(path)):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "not_found"
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/run/generate", "/gradio_api/run/predict", "/gradio_api/api/generate"])
-def test_the_queue_cannot_be_gone_around(mounted: Mounted, path: str) -> None:
-    before = list(mounted.calls)
-    body = {"data": ["around"], "fn_index": function_of(mounted, "generate"), "session_hash": "x"}
-
-    assert mounted.client.post(path, json=body).status_code == 404
-    assert mounted.calls == before
-
-
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/call/generate", "/gradio_api/run/generate"])
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict", "/v1/images/generations"])
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}])
-def test_the_pages_routes_are_guarded_like_ours(mounted: Mounted, path: str, headers: dict[str, str]) -> None:
-    before = list(mounted.calls)
+def test_the_pages_routes_are_guarded_like_ours(mounted: Studio, path: str, headers: dict[str, str]) -> None:
+    before = mounted.board.recent(500)
 
     response = mounted.client.post(path, json={"data": ["x"], "fn_index": 0, "session_hash": "y"}, headers=headers)
 
     assert response.status_code == 403
     assert not any(name.startswith("access-control") for name in response.headers)
-    assert mounted.calls == before
+    assert (mounted.board.recent(500), mounted.board.active()) == (before, ())
 
 
-def test_a_preflight_from_elsewhere_gets_no_permission(mounted: Mounted) -> None:
+def test_a_preflight_from_elsewhere_gets_no_permission(mounted: Studio) -> None:
     headers = {"Origin": "http://127.0.0.1:1", "Access-Control-Request-Method": "POST"}
 
     response = mounted.client.options("/gradio_api/queue/join", headers=headers)
@@ -166,19 +104,19 @@ def test_a_preflight_from_elsewhere_gets_no_permission(mounted: Mounted) -> None
     assert not any(name.startswith("access-control") for name in response.headers)
 
 
-def test_a_body_too_long_for_the_queue_is_refused(mounted: Mounted) -> None:
+def test_a_body_too_long_for_the_page_is_refused(mounted: Studio) -> None:
     body = {"data": ["x" * 2 * MIB], "fn_index": 0, "session_hash": "z"}
 
-    assert mounted.client.post("/gradio_api/queue/join", json=body).status_code == 413
+    assert mounted.client.post("/gradio_api/run/predict", json=body).status_code == 413
 
 
-def test_uploads_are_refused_and_leave_nothing_on_disk(mounted: Mounted) -> None:
+def test_uploads_are_refused_and_leave_nothing_on_disk(mounted: Studio) -> None:
     folder = Path(os.environ.get("GRADIO_TEMP_DIR", "/tmp/gradio"))
     before = sorted(folder.rglob("*")) if folder.exists() else []
 
     def upload(size_bytes: int) -> int:
         files = {"files": ("x.png", bytes(size_bytes), "image/png")}
-        return httpx.post(f"{mounted.studio.server.url}/gradio_api/upload", files=files, timeout=30).status_code
+        return httpx.post(f"{mounted.server.url}/gradio_api/upload", files=files, timeout=30).status_code
 
     with ThreadPoolExecutor(10) as pool:
         assert set(pool.map(upload, [2 * MIB] * 10)) == {413}
@@ -186,8 +124,8 @@ def test_uploads_are_refused_and_leave_nothing_on_disk(mounted: Mounted) -> None
     assert (sorted(folder.rglob("*")) if folder.exists() else []) == before
 
 
-def outside_files(mounted: Mounted) -> list[str]:
-    output = mounted.studio.services.settings.output_dir
+def outside_files(mounted: Studio) -> list[str]:
+    output = mounted.services.settings.output_dir
     return [
         "/etc/passwd",
         str(output / ".zimage" / "library.sqlite3"),
@@ -199,7 +137,7 @@ def outside_files(mounted: Mounted) -> list[str]:
     ]
 
 
-def test_files_of_the_machine_are_not_served(mounted: Mounted) -> None:
+def test_files_of_the_machine_are_not_served(mounted: Studio) -> None:
     for path in outside_files(mounted):
         for address in (f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/file={path}"):
             response = mounted.client.get(address)
@@ -207,21 +145,12 @@ def test_files_of_the_machine_are_not_served(mounted: Mounted) -> None:
             assert "root:" not in response.text
 
 
-def test_files_of_the_machine_are_not_taken_as_pictures(mounted: Mounted) -> None:
-    before = list(mounted.calls)
-    for path in outside_files(mounted):
-        data = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        outcome = join(mounted, "show", [data], session=f"files{abs(hash(path))}")
-        assert outcome["success"] is False, path
-    assert mounted.calls == before
-
-
-def test_other_machines_are_not_called(mounted: Mounted) -> None:
+def test_other_machines_are_not_called(mounted: Studio) -> None:
     for url in ("http://127.0.0.1:1/", "https://example.com/", "https://x.hf.space/"):
         assert mounted.client.get(f"/gradio_api/proxy={url}").status_code == 404
 
 
-def test_our_prefixes_are_ours_alone(mounted: Mounted) -> None:
+def test_our_prefixes_are_ours_alone(mounted: Studio) -> None:
     for path in ("/v1/nothing", "/api/nothing", "/pictures/nothing"):
         assert mounted.client.get(path).json()["error"]["type"] == "invalid_request_error"
 
@@ -229,7 +158,7 @@ def test_our_prefixes_are_ours_alone(mounted: Mounted) -> None:
 def test_open_pages_do_not_hold_up_the_shutdown(tmp_path: Path, run_studio: StudioMaker) -> None:
     import time
 
-    with run_studio(tmp_path, page=small_page([])) as studio, httpx.Client(timeout=30) as client:
+    with run_studio(tmp_path, page=build_page) as studio, httpx.Client(timeout=30) as client:
         heard = threading.Event()
 
         def listen() -> None:

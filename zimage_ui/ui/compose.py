@@ -160,6 +160,9 @@ def _button(form: Form, name: str, variant: str = "secondary") -> Any:
 def connect_form(form: Form, jobs: JobService) -> None:
     """Give the form its events; call inside the same `gr.Blocks`, after all parts are placed."""
     fields = form.fields
+    for part in fields.values():
+        # Gradio would make text of lists and round numbers; what was sent is judged by `request_from_form` alone.
+        part.preprocess = _as_sent
     # Filled in by the page's script when an event sets off: who asks, or which job to cancel.
     context = gr.HTML(value="", html_template="", js_on_load=None, apply_default_css=False, elem_id="zi-context")
     asked = form.buttons["generate"].click(
@@ -186,6 +189,10 @@ def connect_form(form: Form, jobs: JobService) -> None:
     form.bridge.form(None, outputs=list(form.labelled.values()), js="() => globalThis.zimage.form()")
     for name in ("prompt", "negative", "seed", "steps", "count", "guidance"):
         fields[name].change(None, inputs=fields[name], js=f"(value) => globalThis.zimage.remember('{name}', value)")
+
+
+def _as_sent(value: Any) -> Any:
+    return value
 
 
 Handler = Callable[[dict[Any, Any]], dict[str, Any]]
@@ -241,11 +248,11 @@ def request_from_form(given: dict[str, Any]) -> GenerationRequest:
     width, height = _size(given["size"])
     return GenerationRequest(
         prompt=given["prompt"],
-        negative_prompt=given["negative"] or "",
+        negative_prompt="" if given["negative"] is None else given["negative"],
         width=width,
         height=height,
         num_inference_steps=given["steps"],
-        guidance_scale=given["guidance"] or 0.0,
+        guidance_scale=0.0 if given["guidance"] is None else given["guidance"],
         seed=_seed(given["seed"]),
         num_images_per_prompt=given["count"],
         scheduler=given["scheduler"],

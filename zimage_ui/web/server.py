@@ -20,14 +20,20 @@ from zimage_ui.web.guard import MAX_BODY_BYTES, Guard
 from zimage_ui.web.health import health_router, jobs_router
 from zimage_ui.web.images_api import images_router
 from zimage_ui.web.metrics import Metrics, metrics_router
+from zimage_ui.web.page_calls import PageCalls
 from zimage_ui.web.pictures import library_router, pictures_router
 from zimage_ui.web.services import Services
 from zimage_ui.web.stream import TelemetryStreams, stream_router
 
 __all__ = ["MountablePage", "Services", "create_app", "end_streams"]
 
-# Gradio's routes that the page does not use: uploads would fill the disk, the proxy would call other machines.
+# Gradio's routes that the page does not use: uploads would fill the disk, the proxy would call other machines, and its
+# queue holds bodies without bound (the page's handlers go the direct way; the jobs room has the only queue).
 _CLOSED_PATHS = (
+    "/gradio_api/api/",
+    "/gradio_api/call/",
+    "/gradio_api/openapi.json",
+    "/gradio_api/queue/",
     "/gradio_api/upload",
     "/gradio_api/proxy=",
     "/gradio_api/process_recording",
@@ -94,6 +100,8 @@ def create_app(services: Services, page: MountablePage | None) -> FastAPI:
     app.mount("/v1", images_router(services))
     if page is not None:
         asyncio.run(_mount_page(app, page))
+        handlers = page.blocks.fns.items()
+        app.add_middleware(PageCalls, inputs={index: len(each.inputs) for index, each in handlers if each.fn})
     app.add_middleware(Guard, hosts=(services.settings.host,), closed_paths=_CLOSED_PATHS)
     return app
 
