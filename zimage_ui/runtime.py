@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -21,7 +23,7 @@ from zimage_ui import errand as errands
 from zimage_ui.errors import SettingsError, ZImageError
 from zimage_ui.generator.base import Generator
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
-from zimage_ui.jobs.service import JobService
+from zimage_ui.jobs.service import MIN_SAVER_DRAIN_S, JobService
 from zimage_ui.jobs.worker import in_one_tree
 from zimage_ui.settings import Settings, tame_third_parties, visible_cuda_devices
 from zimage_ui.storage.files import OutputFolder
@@ -35,7 +37,9 @@ logger = logging.getLogger(__name__)
 EXIT_SOFTWARE = 70
 # How long a service whose model failed stays up, so that whoever waits for it (prewarm.py, the page) hears why.
 FAREWELL_S = 5.0
+# How long open connections may take to end on a stop, and for how much of that a call may still get its picture.
 GRACE_S = 5
+ANSWER_S = 3.0
 DRAIN_S = 60.0
 # The fake's pace when it is served: slow enough to watch it grow.
 _SERVED_FAKE = FakeScript(load_s=0.4, warmup_s=0.4, encode_s=0.03, step_s=0.12, decode_s=0.05)
@@ -74,6 +78,7 @@ class Studio:
     def __init__(self, settings: Settings, generator: Generator | None = None) -> None:
         self.settings = settings
         self.failed = threading.Event()
+        self.hurried = False
         self.generator = generator or make_generator(settings)
         self.folder = OutputFolder(settings.output_dir)
         self.folder.prepare()
@@ -89,12 +94,24 @@ class Studio:
         self.saver.start()
         self.jobs.start()
 
-    def close(self) -> None:
-        """Finish what is running, write what is waiting, release everything."""
-        self.jobs.close(DRAIN_S)
-        self.saver.close(DRAIN_S)
+    def close(self) -> bool:
+        """Finish what is running, write what is waiting, release everything; whether no picture was lost on the way."""
+        deadline_s = time.monotonic() + DRAIN_S
+        ended = self.jobs.close(DRAIN_S)
+        saved = self.saver.close(max(MIN_SAVER_DRAIN_S, 0.0 if self.hurried else deadline_s - time.monotonic()))
         self.library.close()
         self.sampler.close()
+        if not ended:
+            logger.error("stopped before everything had ended: the worker hangs, or pictures were still to be saved")
+        if not saved:
+            logger.error("stopped with pictures that could not be saved in %s: they are lost", self.folder.root)
+        return ended and saved
+
+    def hurry(self) -> None:
+        """Cancel the running picture, and let `close` wait no longer than saving what is made should take."""
+        logger.warning("told to stop once more: the running picture is cancelled, %d to save", self.saver.pending)
+        self.hurried = True
+        self.jobs.hurry()
 
     def _fatal(self, error: ZImageError) -> None:
         self.failed.set()
@@ -114,9 +131,14 @@ def serve(settings: Settings, tell: errands.Tell) -> int:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(bind(settings.host, settings.port))
         studio = Studio(settings)
-        stack.callback(studio.close)
-        _Service(studio, started_at_s, listener, tell).run(sockets=[listener])
-        return EXIT_SOFTWARE if studio.failed.is_set() else 0
+        kept = False
+        try:
+            service = _Service(studio, started_at_s, listener, tell)
+            stack.enter_context(_signals_go_to(service.handle_exit))
+            service.run(sockets=[listener])
+        finally:
+            kept = studio.close()
+        return 0 if kept and not studio.failed.is_set() else EXIT_SOFTWARE
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -132,11 +154,29 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SettingsError(
-            f"{host}:{port} cannot be listened on: {error.strerror}.",
-            "Stop the program that holds the port, or choose another with --port or ZIMAGE_PORT.",
-        ) from error
+        raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"{host}:{port} cannot be listened on: {error.strerror}.",
+        "Stop the program that holds the port, or choose another with --port or ZIMAGE_PORT.",
+    )
+
+
+@contextlib.contextmanager
+def _signals_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` hear of SIGINT and SIGTERM, if this is the main thread, which alone may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class _Service(uvicorn.Server):
@@ -149,6 +189,7 @@ class _Service(uvicorn.Server):
         self._studio = studio
         self._tell = tell
         host, port = listener.getsockname()[:2]
+        self._host, self._port = host, port
         self._address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         services = Services(
             jobs=studio.jobs,
@@ -175,19 +216,45 @@ class _Service(uvicorn.Server):
         studio.on_failed = self._say_farewell
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let people in, then begin to load: torch and diffusers would hold up the first page."""
-        await super().startup(sockets)
+        """Let people in, then begin to load: torch and diffusers would hold up the first page.
+
+        Raises:
+            SettingsError: another process began to listen on the port since it was bound.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise _cannot_listen(self._host, self._port, error) from error
         self._studio.start()
         self._tell(f"zimage-ui is at {self._address}")
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop on a signal, at once on a second one.
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer everybody: waiting calls at once, those of the running picture within `ANSWER_S`; end the streams."""
+        logger.info(
+            "stopping: the running picture is finished, %d to save; ask once more to cancel it",
+            self._studio.saver.pending,
+        )
+        self._end_streams()  # or uvicorn would wait for the pages to go away
+        self._studio.jobs.stop()
+        dismissal = asyncio.get_running_loop().call_later(ANSWER_S, self._studio.jobs.dismiss)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            dismissal.cancel()
 
-        Unlike uvicorn's own, this does not raise the signal again afterwards: a stop that was asked for ends with 0,
-        after the studio is closed. Open streams end now, or uvicorn would wait for the pages to go away.
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: `serve` holds them until the studio is closed, which is longer than this runs."""
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop on a signal; on a second one, cancel what is running. Either way a stop that was asked for ends with 0.
+
+        It interrupts whatever the main thread does, locks in its hands: hence the thread.
         """
-        self._end_streams()
-        self.force_exit = self.should_exit
+        if self.should_exit:
+            threading.Thread(target=self._studio.hurry, name="hurry", daemon=True).start()
         self.should_exit = True
 
     def _say_farewell(self) -> None:
@@ -196,5 +263,4 @@ class _Service(uvicorn.Server):
         timer.start()
 
     def _leave(self) -> None:
-        self._end_streams()
         self.should_exit = True

@@ -349,6 +349,41 @@ class TestClosing:
         opener.join(30)
         assert room.record(job_id).phase is JobPhase.CANCELLED
 
+    def test_a_hurry_cancels_the_running_job_and_ends_the_wait(self, room):
+        job_id = room.running(num_inference_steps=3)
+        closed: list[bool] = []
+        closing = threading.Thread(target=lambda: closed.append(room.service.close(3600)))
+        closing.start()
+        room.service.hurry()
+        assert room.service._jobs[job_id].cancel.is_set()
+        room.let_go()
+        closing.join(30)
+        assert closed == [True]
+        assert room.record(job_id).phase is JobPhase.CANCELLED
+
+    def test_a_hurry_does_not_wait_long_for_a_worker_that_hangs(self, room, monkeypatch):
+        monkeypatch.setattr(service_module, "CANCEL_GRACE_S", 0.0)
+        room.running()
+        room.service.hurry()
+        assert not room.service.close(3600)
+
+    def test_who_waits_for_the_running_job_can_be_dismissed_and_the_job_goes_on(self, room):
+        job_id = room.running()
+        answer = room.service.future(job_id)
+        room.service.dismiss()
+        record = answer.result(0)
+        assert (record.phase, type(record.error)) == (JobPhase.RUNNING, NotReadyError)
+        assert job_id in room.service._jobs
+        room.let_go()
+        assert room.end(job_id).phase is JobPhase.DONE
+        assert room.record(job_id).error is None
+
+    def test_who_waits_for_a_model_that_is_not_loaded_any_more_is_told(self, open_room):
+        room = open_room(start=False)
+        room.service.stop()
+        assert room.service.board.readiness.phase is WarmupPhase.FAILED
+        assert "stopping" in room.service.board.readiness.error
+
     def test_a_worker_that_hangs_does_not_hold_up_the_close(self, room, monkeypatch):
         monkeypatch.setattr(service_module, "CANCEL_GRACE_S", 0.0)
         room.running()

@@ -175,6 +175,33 @@ def test_a_taken_port_is_told_and_no_other_is_tried(start):
     assert "Traceback" not in program.log
 
 
+START_BESIDE_ANOTHER = """
+import sys
+from zimage_ui import cli, runtime
+
+really_bind, others = runtime.bind, []
+
+def bind(host, port):
+    mine = really_bind(host, port)
+    others.append(really_bind(*mine.getsockname()))
+    others[0].listen()
+    return mine
+
+runtime.bind = bind
+sys.exit(cli.main(["serve", "--model", "fake", "--port", "0"]))
+"""
+
+
+def test_of_two_that_start_at_once_the_second_is_told_too(tmp_path):
+    """Both may bind the port; who listens first has it."""
+    run = subprocess.run(
+        [sys.executable, "-c", START_BESIDE_ANOTHER], capture_output=True, text=True, cwd=tmp_path, timeout=DEADLINE_S
+    )
+    assert run.returncode == 78, run.stderr
+    assert "cannot be listened on: Address already in use" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_an_output_folder_that_cannot_be_used_is_told(start):
     program = start(ZIMAGE_OUTPUT_DIR="/proc/nowhere")
     assert program.process.wait(DEADLINE_S) == 78

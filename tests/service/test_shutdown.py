@@ -1,4 +1,4 @@
-"""Fault 30: told to stop with pictures being saved, the process keeps every one of them and ends with 0."""
+"""Faults 30 and 31: told to stop, the process keeps its pictures, answers its callers, ends with 0; twice, soon."""
 
 from __future__ import annotations
 
@@ -52,28 +52,29 @@ def program(tmp_path: Path) -> Iterator[Program]:
             process.kill()
 
 
-def ask(program: Program, seed: int) -> http.client.HTTPConnection:
-    """Ask for eight large pictures and do not wait for the answer."""
+def ask(program: Program, **fields: object) -> http.client.HTTPConnection:
+    """Ask for pictures and do not wait for the answer."""
     connection = program.connect()
-    body = json.dumps({"prompt": "a boat", "n": 8, "size": "1024x1024", "seed": seed, "num_inference_steps": 1})
+    body = json.dumps({"prompt": "a boat", **fields})
     connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
     return connection
 
 
-def wait_for_saving(connection: http.client.HTTPConnection) -> None:
-    """Read the stream until a job is being saved."""
+def wait_for_phase(connection: http.client.HTTPConnection, phase: str) -> None:
+    """Read the stream until a job is in this phase."""
     connection.request("GET", "/telemetry")
     for line in connection.getresponse():
-        if line.startswith(b"data:") and json.loads(line.removeprefix(b"data:")).get("phase") == "saving":
+        if line.startswith(b"data:") and json.loads(line.removeprefix(b"data:")).get("phase") == phase:
             return
-    pytest.fail("the stream ended before a job was saved")
+    pytest.fail(f"the stream ended before a job was {phase}")
 
 
 def test_pictures_that_are_being_saved_when_it_is_told_to_stop_are_kept(program: Program, tmp_path: Path):
     with ExitStack() as stack:
         for number in range(3):
-            stack.enter_context(closing(ask(program, seed=100 * number)))
-        wait_for_saving(stack.enter_context(closing(program.connect())))
+            asked = ask(program, n=8, size="1024x1024", seed=100 * number, num_inference_steps=1)
+            stack.enter_context(closing(asked))
+        wait_for_phase(stack.enter_context(closing(program.connect())), "saving")
         program.process.send_signal(signal.SIGTERM)
         _, log = program.process.communicate(timeout=DEADLINE_S)
     assert program.process.returncode == 0, log
@@ -86,3 +87,69 @@ def test_pictures_that_are_being_saved_when_it_is_told_to_stop_are_kept(program:
     assert list(folder.root.rglob("*.tmp")) == []
     with closing(Library(folder)) as library:
         assert {row.path for row in library.newest(100)} == files
+
+
+def answer(connection: http.client.HTTPConnection) -> tuple[int, str]:
+    response = connection.getresponse()
+    return response.status, json.load(response)["error"]["message"]
+
+
+def wait_for_log(program: Program, text: str) -> str:
+    """Read the log until `text` is in it; what was read."""
+    assert program.process.stderr is not None
+    read = ""
+    while text not in read:
+        line = program.process.stderr.readline()
+        assert line, f"the log ended: {read}"
+        read += line
+    return read
+
+
+def test_callers_are_answered_and_the_running_picture_is_kept(program: Program, tmp_path: Path):
+    with ExitStack() as stack:
+        running = stack.enter_context(closing(ask(program, num_inference_steps=60)))  # the fake takes 7 s for it
+        wait_for_phase(stack.enter_context(closing(program.connect())), "running")
+        waiting = stack.enter_context(closing(ask(program, num_inference_steps=60)))
+        wait_for_phase(stack.enter_context(closing(program.connect())), "queued")
+        program.process.send_signal(signal.SIGTERM)
+        answers = [answer(running), answer(waiting)]
+        _, log = program.process.communicate(timeout=DEADLINE_S)
+    assert program.process.returncode == 0, log
+    assert [status for status, _ in answers] == [503, 503]
+    assert "still being finished" in answers[0][1]
+    assert "Traceback" not in log
+    assert " ERROR " not in log
+    assert len(list(OutputFolder(tmp_path / "outputs").pictures())) == 1
+
+
+@pytest.mark.parametrize("when", ["at once", "after the port is closed"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_twice_it_cancels_the_running_picture(program: Program, tmp_path: Path, when: str, number: signal.Signals):
+    with ExitStack() as stack:
+        running = stack.enter_context(closing(ask(program, num_inference_steps=100)))  # the fake takes 12 s for it
+        wait_for_phase(stack.enter_context(closing(program.connect())), "running")
+        program.process.send_signal(number)
+        log = wait_for_log(program, "ask once more to cancel it")
+        if when == "after the port is closed":
+            assert answer(running)[0] == 503
+        program.process.send_signal(number)
+        log += wait_for_log(program, "the running picture is cancelled")
+        log += program.process.communicate(timeout=DEADLINE_S)[1]
+    assert program.process.returncode == 0, log
+    assert "Traceback" not in log
+    assert list(OutputFolder(tmp_path / "outputs").pictures()) == []
+
+
+def test_a_picture_that_could_not_be_saved_in_the_end_is_told_by_the_exit_code(program: Program, tmp_path: Path):
+    with closing(ask(program, num_inference_steps=1)) as connection:
+        assert connection.getresponse().status == 200
+    (day,) = (tmp_path / "outputs").glob("2*")
+    day.rename(day.with_name("moved"))
+    day.write_text("in the way")
+    with closing(ask(program, num_inference_steps=1)) as connection:
+        assert connection.getresponse().status == 507
+    program.process.send_signal(signal.SIGTERM)
+    _, log = program.process.communicate(timeout=DEADLINE_S)
+    assert program.process.returncode == 70
+    assert "stopped with pictures that could not be saved" in log
+    assert "Traceback" not in log

@@ -13,11 +13,12 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
 from typing import Any
 
+from zimage_ui.errors import ZImageError
 from zimage_ui.events import Event, JobQueued
 from zimage_ui.generator.base import ModelInfo, WarmupPhase, WarmupProgress
 from zimage_ui.jobs.records import JobPhase, JobRecord, changed, changes_of, first_record
@@ -166,7 +167,8 @@ class Board:
         """A future of the record with which the job ends; failure and cancellation are records too, not exceptions.
 
         It cannot be cancelled itself: a client that goes away does not stop the job that others may wait for.
-        Its callbacks run on the thread that ends the job and have to be quick.
+        Its callbacks run on the thread that ends the job and have to be quick. After `dismiss` its record has an error
+        and no end.
 
         Raises:
             KeyError: no such job is on the board.
@@ -184,6 +186,14 @@ class Board:
         if ended is not None:
             future.set_result(ended)
         return future
+
+    def dismiss(self, error: ZImageError) -> None:
+        """Resolve the futures of all jobs that have not ended: with the record as it stands, and `error` in it."""
+        with self._lock:
+            waiting = [(future, self._active[job_id]) for job_id, future in self._futures.items()]
+            self._futures = {}
+        for future, record in waiting:
+            future.set_result(replace(record, error=error))
 
     def subscribe(self, wake: Wake) -> Subscription:
         """Hear of changes: `wake` is called once when there are some, and again only after they were collected.

@@ -7,12 +7,13 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
 from zimage_ui.errors import NotReadyError, QueueFullError, ZImageError
 from zimage_ui.events import JobCancelled, JobFailed, JobQueued
-from zimage_ui.generator.base import Generator
+from zimage_ui.generator.base import Generator, WarmupPhase, WarmupProgress
 from zimage_ui.jobs.board import Board
 from zimage_ui.jobs.queue import Job, JobQueue
 from zimage_ui.jobs.records import JobPhase, JobRecord
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 CANCEL_GRACE_S = 10.0
 # What the saver gets at the least to write what is waiting, when a running job has used up the time to drain.
 MIN_SAVER_DRAIN_S = 5.0
+_SLICE_S = 0.1
+_STOPPING = ("The service is stopping.", "Ask again when it is back.")
 _DEFAULT_RETRY_AFTER_S = 5
 _MAX_RETRY_AFTER_S = 600
 _TIMINGS_FOR_ESTIMATE = 8
@@ -64,6 +67,7 @@ class JobService:
         self._on_fatal = on_fatal
         self._jobs: dict[str, Job] = {}  # those that have not ended
         self._refusal: NotReadyError | None = None
+        self._hurried_at_s = 0.0
         # Held while jobs enter or leave the queue, so that the board hears of a job before the worker does.
         self._door = threading.Lock()
 
@@ -140,27 +144,61 @@ class JobService:
         job_s = sum(timings.encode_ms + timings.sample_ms + timings.decode_ms for timings in made) / len(made) / 1e3
         return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(job_s - self._running_for_s())))
 
+    def stop(self) -> None:
+        """Refuse new jobs, fail waiting ones and end the warm-up; the running job goes on. May be called again."""
+        self._worker.stop_warming()
+        self._shut(NotReadyError(*_STOPPING))
+        if self.board.model is None:  # whoever waits for it to be loaded waits in vain
+            error = NotReadyError(*_STOPPING)
+            self.board.publish_readiness(
+                WarmupProgress(phase=WarmupPhase.FAILED, progress=0.0, detail=error.message, error=str(error))
+            )
+
+    def dismiss(self) -> None:
+        """Answer every future now, with an error in the record as it stands: nobody is kept waiting for its job."""
+        self.board.dismiss(
+            NotReadyError(
+                "The service is stopping; the picture is still being finished.", "Look for it when the service is back."
+            )
+        )
+
+    def hurry(self) -> None:
+        """Cancel the running job and let `close` wait only as long as a cancelled job and its saving take."""
+        self._hurried_at_s = self._hurried_at_s or time.monotonic()
+        for job in list(self._jobs.values()):
+            job.request_cancel()
+
     def close(self, drain_s: float) -> bool:
         """Stop: refuse new jobs, fail waiting ones, let the running one finish, wait until all pictures are saved.
 
         Args:
-            drain_s: how long all of that may take; a job still running then is cancelled, and the saver gets
-                `MIN_SAVER_DRAIN_S` more if need be.
+            drain_s: how long all of that may take, unless somebody calls `hurry`; a job still running then is
+                cancelled, and the saver gets `MIN_SAVER_DRAIN_S` more if need be.
 
         Returns:
             Whether everything ended in time; False means that the worker hangs or pictures are not saved yet.
         """
         deadline_s = time.monotonic() + drain_s
-        self._shut(NotReadyError("The service is stopping.", "Ask again when it is back."))
-        self._worker.stop_warming()
-        ended = self._worker.join(drain_s) or self._cancel_running()
-        saved = self._saver.drain(max(MIN_SAVER_DRAIN_S, deadline_s - time.monotonic()))
-        return ended and saved
+        self.stop()
+        ended = self._wait(self._worker.join, drain_s, CANCEL_GRACE_S)
+        if not ended and not self._hurried_at_s:
+            self.hurry()
+            ended = self._wait(self._worker.join, CANCEL_GRACE_S, CANCEL_GRACE_S)
+        left_s = max(MIN_SAVER_DRAIN_S, deadline_s - time.monotonic())
+        return self._wait(self._saver.drain, left_s, MIN_SAVER_DRAIN_S) and ended
 
-    def _cancel_running(self) -> bool:
-        for job in list(self._jobs.values()):
-            job.request_cancel()
-        return self._worker.join(CANCEL_GRACE_S)
+    def _wait(self, wait: Callable[[float], bool], timeout_s: float, hurried_s: float) -> bool:
+        """`wait` for `timeout_s`, or for `hurried_s` in a hurry, which may begin meanwhile: hence in slices."""
+        started_at_s = time.monotonic()
+        while True:
+            until_s = started_at_s + timeout_s
+            if self._hurried_at_s:
+                until_s = min(until_s, max(started_at_s, self._hurried_at_s) + hurried_s)
+            left_s = until_s - time.monotonic()
+            if wait(max(0.0, min(left_s, _SLICE_S))):
+                return True
+            if left_s <= 0:
+                return False
 
     def _give_up(self, error: ZImageError) -> None:
         self._shut(NotReadyError(f"No picture can be made: {error.message}", error.hint))
@@ -175,8 +213,9 @@ class JobService:
         for job in left:
             self.board.publish(JobFailed(job_id=job.job_id, error=NotReadyError(refusal.message, refusal.hint)))
 
-    def _forget(self, job_id: str, _ended: Future[JobRecord]) -> None:
-        self._jobs.pop(job_id, None)
+    def _forget(self, job_id: str, answered: Future[JobRecord]) -> None:
+        if answered.result().phase.ended:  # one that was dismissed goes on
+            self._jobs.pop(job_id, None)
 
     def _queue_full(self) -> QueueFullError:
         retry_after_s = self.retry_after_s()
