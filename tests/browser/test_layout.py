@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import DESKTOP, PHONE, StepGate
+from zimage_ui.generator.base import ModelInfo, ProgressListener
 from zimage_ui.generator.fake import FakeGenerator
+from zimage_ui.generator.profiles import BASE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
@@ -24,6 +27,16 @@ NAMELESS = """() => [...document.querySelectorAll("button, a[href], input, texta
   .filter((each) => !(each.getAttribute("aria-label") || each.innerText?.trim() || each.textContent?.trim()
     || [...(each.labels ?? [])].some((label) => label.textContent.trim())))
   .map((each) => each.outerHTML.slice(0, 120))"""
+# Controls of the form that lie over each other.
+OVERLAPPING = """() => {
+  const boxes = [...document.querySelectorAll("#zi-compose :is(.zi-option, .zi-field, button, #zi-negative)")]
+    .filter((each) => each.checkVisibility() && !each.closest(".zi-field button"))
+    .map((each) => [each.outerHTML.slice(0, 80), each.getBoundingClientRect(), each]);
+  const overlap = ([, a, one], [, b, other]) => !one.contains(other) && !other.contains(one)
+    && a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  const later = (place) => boxes.slice(place + 1);
+  return boxes.flatMap((one, place) => later(place).filter((other) => overlap(one, other)).map(([name]) => name));
+}"""
 SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 
 
@@ -91,6 +104,7 @@ def test_nothing_sticks_out_at_any_width(shared: Studio, visit: Visiting) -> Non
         person.page.set_viewport_size(size)  # type: ignore[arg-type]
         assert not person.read(SIDEWAYS), width
         assert is_inside(person.generate, size), width
+        assert person.read(OVERLAPPING) == [], width
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -165,3 +179,31 @@ def test_enter_generates_but_not_while_a_word_is_being_composed(shared: Studio, 
     person.page.locator("#zi-seed input").focus()
     person.page.keyboard.press("Control+Enter")
     shared.wait_for(lambda: len(shared.board.recent(200)) == before + 2)
+
+
+class TrainedGenerator(FakeGenerator):
+    """Says that its pictures mean something."""
+
+    def load(self, progress: ProgressListener) -> ModelInfo:
+        self._info = replace(super().load(progress), trained=True)
+        return self._info
+
+
+def test_a_guided_model_shows_guidance_and_a_trained_one_no_warning(
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = replace(BASE, num_inference_steps=5)
+    monkeypatch.setattr("zimage_ui.generator.fake.FAKE_PROFILE", guided)
+    with run_studio(tmp_path, generator=TrainedGenerator()) as studio:
+        person = visit(studio, viewport={"width": 1150, "height": 800}).open()
+        expect(person.page.locator("#zi-steps input")).to_have_value("5")
+        expect(person.page.locator("zi-choice[name=size] input")).to_have_count(len(guided.sizes))
+        person.page.get_by_role("radio", name="512 × 512").check(force=True)
+        person.page.get_by_role("button", name="More", exact=True).click()
+        person.page.get_by_label("Negative prompt").fill("fog")
+        expect(person.page.get_by_label("Guidance")).to_have_value("4")
+        assert person.read(OVERLAPPING) == []
+        person.make("a clear day")
+        (record,) = studio.board.recent(2)
+        assert (record.request.negative_prompt, record.request.guidance_scale) == ("fog", 4.0)
+        assert person.page.get_by_text("untrained").count() == 0

@@ -2,7 +2,7 @@
 
 import { button, h, icon, Live, untrainedBadge } from "./dom.js";
 import { count } from "./format.js";
-import { focus, model, select, state } from "./store.js";
+import { focus, isActive, model, select, state } from "./store.js";
 import { hasText, t } from "./texts.js";
 import { fillPrompt } from "./compose.js";
 
@@ -29,7 +29,8 @@ function bestGrid(n, width, height, room) {
 class Canvas extends Live {
   static topics = ["jobs", "selection", "readiness", "pictures"];
   #tiles = new Map(); // key -> tile, so that a picture that is shown is never touched
-  #shape = null;
+  #wanted = { tiles: [], shape: null }; // what is to be shown as soon as all of it is decoded
+  #shape = null; // of what is shown
   #observer = new ResizeObserver(() => this.#layOut());
 
   build() {
@@ -48,43 +49,41 @@ class Canvas extends Live {
   update() {
     const { job, picture } = focus();
     this.dataset.state = job?.phase ?? (picture ? "picture" : "empty");
-    if (picture) this.#show([picture], picture);
-    else if (job?.pictures.length) this.#show(job.pictures, job);
+    if (picture) this.#show([picture], picture, 1);
+    else if (job?.pictures.length) this.#show(job.pictures, job, isActive(job) ? job.num_images : job.pictures.length);
     else if (job?.preview) this.#grow(job);
     else if (job) this.#hold(job);
-    else this.#show([], {});
+    else this.#keep([], null);
     this.#say(job, picture);
-    this.#layOut();
   }
 
   /** Finished pictures, each put in when it is decoded: until then what is there stays. */
-  #show(pictures, { width, height, untrained, num_images: siblings = 1 }) {
-    if (pictures.length) this.#shape = { width, height, n: pictures.length };
-    this.#keep(pictures.map((picture) => this.#pictureTile(picture, untrained, siblings > 1)));
+  #show(pictures, { width, height, untrained, num_images: siblings = 1 }, places) {
+    const tiles = pictures.map((picture) => this.#pictureTile(picture, untrained, siblings > 1));
+    this.#keep(tiles, { width, height, places });
   }
 
   #grow(job) {
-    this.#shape = { width: job.width, height: job.height, n: 1 };
     const key = `preview ${job.job_id}`;
     const preview = () => h("img.zi-preview", { alt: t("canvas.preview") });
     const tile = this.#tiles.get(key) ?? this.#newTile(key, preview(), job.untrained);
     tile.firstChild.src = job.preview;
-    tile.style.setProperty("--zi-done", job.num_steps ? job.step / job.num_steps : 0);
-    this.#keep([tile]);
+    this.#keep([tile], { width: job.width, height: job.height, places: 1 });
   }
 
   /** A job that has nothing to show yet keeps its place. */
   #hold(job) {
-    this.#shape = { width: job.width, height: job.height, n: 1 };
-    const key = `preview ${job.job_id}`;
-    this.#keep([this.#tiles.get(`hold ${key}`) ?? this.#newTile(`hold ${key}`, h("div.zi-blank"), job.untrained)]);
+    const key = `hold ${job.job_id}`;
+    const tile = this.#tiles.get(key) ?? this.#newTile(key, h("div.zi-blank"), job.untrained);
+    this.#keep([tile], { width: job.width, height: job.height, places: 1 });
   }
 
   #pictureTile(picture, untrained, several) {
     const key = several ? `one of ${picture.picture_id}` : picture.picture_id;
     const known = this.#tiles.get(key);
     if (known) return known;
-    const image = h("img.zi-picture", { alt: picture.prompt ?? state.pictures.get(picture.picture_id)?.prompt ?? "" });
+    const alt = state.pictures.get(picture.picture_id)?.prompt ?? "";
+    const image = h("img.zi-picture", { alt, fetchpriority: "high", elementtiming: "picture" });
     image.src = picture.url;
     const tile = this.#newTile(key, image, untrained);
     const ready = () => this.#ready(tile);
@@ -105,25 +104,26 @@ class Canvas extends Live {
 
   #ready(tile) {
     tile.pending = null;
-    if (this.wanted?.includes(tile)) this.#keep(this.wanted);
-    this.#layOut();
+    if (this.#wanted.tiles.includes(tile)) this.#keep(this.#wanted.tiles, this.#wanted.shape);
     this.dispatchEvent(new CustomEvent("picture-shown", { bubbles: true, detail: tile.dataset.key.split(" ").at(-1) }));
   }
 
   /** Shows exactly these tiles, once all of them are decoded; forgets the rest. */
-  #keep(tiles) {
-    this.wanted = tiles;
+  #keep(tiles, shape) {
+    this.#wanted = { tiles, shape };
     if (tiles.some((tile) => tile.pending)) return;
+    this.#shape = shape;
     if (tiles.length !== this.grid.children.length || tiles.some((tile, place) => this.grid.children[place] !== tile)) {
       this.grid.replaceChildren(...tiles);
     }
     for (const [key, tile] of this.#tiles) if (!tiles.includes(tile)) this.#tiles.delete(key);
+    this.#layOut();
   }
 
   #layOut() {
     if (!this.#shape) return;
-    const { width, height, n } = this.#shape;
-    const { columns, scale } = bestGrid(n, width, height, this.#room());
+    const { width, height, places } = this.#shape;
+    const { columns, scale } = bestGrid(places, width, height, this.#room());
     this.grid.style.setProperty("--zi-columns", columns);
     this.grid.style.setProperty("--zi-tile-width", `${Math.floor(width * scale)}px`);
     this.grid.style.setProperty("--zi-tile-height", `${Math.floor(height * scale)}px`);

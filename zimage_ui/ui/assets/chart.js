@@ -3,7 +3,7 @@
 
 import { methodOf } from "./account.js";
 import { config } from "./config.js";
-import { h, Live } from "./dom.js";
+import { h, Live, whenIdle } from "./dom.js";
 import { clock } from "./format.js";
 import { timedJobs } from "./store.js";
 import { t } from "./texts.js";
@@ -55,7 +55,7 @@ class Chart extends Live {
     if (!jobs.length || shown === this.#drawn) return;
     this.#drawn = shown;
     this.plot.setAttribute("aria-label", t("chart.words", { n: jobs.length }));
-    this.#whenIdle(() => this.#draw());
+    this.#inItsTime(() => this.#draw());
   }
 
   #redraw = () => {
@@ -64,11 +64,10 @@ class Chart extends Live {
   };
 
   /** Four megabytes of script must not stand in the way of the first picture, nor a drawing in that of the next. */
-  #whenIdle(task) {
-    const idle = globalThis.requestIdleCallback ?? ((callback) => setTimeout(callback, 200));
-    const soon = () => idle(task, { timeout: IDLE_MS });
+  #inItsTime(task) {
+    const soon = () => whenIdle(task, IDLE_MS);
     if (globalThis.Plotly) soon();
-    else this.#whenSeen(() => idle(() => loadPlotly().then(soon, () => (this.#drawn = "")), { timeout: IDLE_MS }));
+    else this.#whenSeen(() => whenIdle(() => loadPlotly().then(soon, () => (this.#drawn = "")), IDLE_MS));
   }
 
   #whenSeen(task) {

@@ -83,6 +83,12 @@ export class Live extends HTMLElement {
   update() {}
 }
 
+/** Lets what the person waits for come first; but not later than in a moment. */
+export function whenIdle(task, timeoutMs = 200) {
+  if (globalThis.requestIdleCallback) requestIdleCallback(task, { timeout: timeoutMs });
+  else setTimeout(task, timeoutMs);
+}
+
 /** Copies text; without the clipboard API (plain http on a LAN) by way of a selection. Returns whether it worked. */
 export async function copyText(text) {
   try {

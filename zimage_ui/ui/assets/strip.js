@@ -1,6 +1,6 @@
 // <zi-strip>: the newest pictures, the newest first. A click looks at one; the first click back follows again.
 
-import { h, Live } from "./dom.js";
+import { h, Live, whenIdle } from "./dom.js";
 import { focus, newestPictures, select, state } from "./store.js";
 import { t } from "./texts.js";
 
@@ -16,7 +16,13 @@ class Strip extends Live {
   }
 
   update(topic) {
-    if (topic !== "selection" && topic !== "jobs") this.#fill();
+    if (topic === "pictures") whenIdle(() => this.#refresh());
+    else if (topic === "language") this.#refresh();
+    else this.#mark();
+  }
+
+  #refresh() {
+    this.#fill();
     this.#mark();
   }
 
