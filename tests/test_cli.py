@@ -133,6 +133,56 @@ def test_what_is_wrong_is_told_in_one_message_and_an_exit_code(capsys, arguments
     assert out == ""
 
 
+def test_an_untrained_model_and_a_prompt_cut_short_are_told(capsys):
+    _, out, err = run(capsys, "generate", " ".join(["boat"] * 520), "--output", "boat.png")
+    assert "its last 8 tokens were not read" in err
+    assert "untrained" in err
+    assert len(out.splitlines()) == 1
+
+
+def test_guidance_is_refused_where_the_model_works_without(capsys):
+    code, out, err = run(capsys, "generate", "a boat", "--guidance-scale", "4")
+    assert (code, out) == (2, "")
+    assert "guidance_scale is 4" in err
+    assert "sample" not in err
+
+
+@pytest.mark.parametrize("output", ["/proc/nowhere/x.png", "taken.png", "file/x.png"])
+def test_a_place_that_takes_no_picture_is_told_before_one_is_made(capsys, tmp_path, output):
+    (tmp_path / "taken.png").mkdir()
+    (tmp_path / "file").touch()
+    code, out, err = run(capsys, "generate", "a boat", "--output", output)
+    assert (code, out) == (70, "")
+    assert f"{output} could not be written" in err
+    assert "loading" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.png"]
+
+
+def test_a_picture_whose_place_is_gone_when_it_is_made_is_kept_in_the_output_folder(capsys, tmp_path, monkeypatch):
+    class Meanwhile(FakeGenerator):
+        def generate(self, request, listener, cancel=None):
+            (tmp_path / "p.png").mkdir()
+            return super().generate(request, listener, cancel)
+
+    monkeypatch.setattr("zimage_ui.runtime.make_generator", lambda settings: Meanwhile())
+    code, out, err = run(capsys, "generate", "a boat", "--output", "p.png", "--output-dir", "pictures")
+    (kept,) = (tmp_path / "pictures").glob("2*/*.png")
+    assert (code, out) == (70, "")
+    assert str(kept) in err
+    assert read_metadata(kept) is not None
+
+
+def test_a_jpeg_comes_after_the_settings_that_do_not_fit_into_it(capsys, tmp_path, monkeypatch):
+    from zimage_ui import errand
+
+    placed: list[str] = []
+    really = errand._replace
+    monkeypatch.setattr(errand, "_replace", lambda path, data: (placed.append(path.name), really(path, data)))
+    long = "😀" * 8000
+    assert run(capsys, "generate", long, "--negative-prompt", long, "--output", "p.jpg")[0] == 0
+    assert placed == ["p.json", "p.jpg"]
+
+
 def test_an_error_that_nobody_expected_is_one_message_too(capsys, caplog, monkeypatch):
     class Broken(FakeGenerator):
         def load(self, progress: ProgressListener) -> ModelInfo:

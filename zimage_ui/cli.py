@@ -152,7 +152,12 @@ def generate(**options: Any) -> None:
     }
     given = {"prompt": options.pop("prompt"), **{name: value for name, value in wanted.items() if value is not None}}
     as_json, errand = options.pop("as_json"), Errand(given, output=options.pop("output"), warmup=options.pop("warmup"))
-    report = run_errand(errand, load_settings(**options), tell=lambda line: print(line, file=sys.stderr))
+    tell = partial(print, file=sys.stderr)
+    report = run_errand(errand, load_settings(**options), tell=tell)
+    if report["truncated_tokens"]:
+        tell(f"The prompt is too long: its last {report['truncated_tokens']} tokens were not read.")
+    if not report["model"]["trained"]:
+        tell("The small model is untrained: its pictures mean nothing. Give a trained one with --model.")
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:

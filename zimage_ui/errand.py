@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -61,7 +62,11 @@ class Errand:
             )
 
     def request(self, profile: ModelProfile, image_format: ImageFormat) -> GenerationRequest:
-        """The request, completed by the model's profile, its seed drawn."""
+        """The request, completed by the model's profile, its seed drawn.
+
+        Raises:
+            InvalidRequestError: the model does not work so.
+        """
         width, height = profile.sizes[0]
         defaults = {
             "width": width,
@@ -71,7 +76,9 @@ class Errand:
             "image_format": _FORMATS[self.output.suffix.lower()] if self.output else image_format,
             "preview": False,
         }
-        return GenerationRequest(**{**defaults, **self.fields}).with_seed()
+        request = GenerationRequest(**{**defaults, **self.fields}).with_seed()
+        profile.check(request)
+        return request
 
 
 def run(errand: Errand, settings: Settings, generator: Generator, tell: Tell) -> dict[str, Any]:
@@ -80,21 +87,21 @@ def run(errand: Errand, settings: Settings, generator: Generator, tell: Tell) ->
     Raises:
         ZImageError: as `Generator` and `OutputFolder` say.
     """
-    folder = None
     if errand.output is None:
-        folder = OutputFolder(settings.output_dir)
-        folder.prepare()
+        OutputFolder(settings.output_dir).prepare()
+    else:
+        _try_place(errand.output.absolute())
     told = _Told(tell)
     info = generator.load(told.progress)
     try:
+        request = errand.request(info.profile, settings.image_format)
         if errand.warmup:
             generator.warmup(told.progress)
-        request = errand.request(info.profile, settings.image_format)
         begun_at_s = time.monotonic()
         result = generator.generate(request, told)
         made_at_s = time.monotonic()
         pictures = [_Encoded.of(image, request, result, info) for image in result.images]
-        files = _save(pictures, errand, folder)
+        files = _save(pictures, errand.output, settings.output_dir)
         saved_at_s = time.monotonic()
     finally:
         generator.close()
@@ -145,18 +152,32 @@ class _Encoded:
         return cls(metadata, encoded.data, encoded.sidecar)
 
     def files_at(self, path: Path) -> list[tuple[Path, bytes]]:
-        """What to write, when the picture goes to `path`."""
-        return [(path, self.data), *([(path.with_suffix(".json"), self.sidecar)] if self.sidecar else [])]
+        """What to write, when the picture goes to `path`: a sidecar first, so that none lacks its settings."""
+        return [*([(path.with_suffix(".json"), self.sidecar)] if self.sidecar else []), (path, self.data)]
 
 
-def _save(pictures: list[_Encoded], errand: Errand, folder: OutputFolder | None) -> list[Path]:
-    if folder is None:
-        assert errand.output is not None, "without an output folder there is an output file"
-        paths = _numbered(errand.output.absolute(), len(pictures))
+def _save(pictures: list[_Encoded], output: Path | None, output_dir: Path) -> list[Path]:
+    """Write the pictures to `output`, or else into the output folder.
+
+    Raises:
+        StorageError: `output` could not be written; says where the pictures are instead.
+    """
+    if output is None:
+        return _save_in_folder(pictures, output_dir)
+    paths = _numbered(output.absolute(), len(pictures))
+    try:
         for picture, path in zip(pictures, paths, strict=True):
             for file, data in picture.files_at(path):
                 _replace(file, data)
-        return paths
+    except StorageError as error:
+        kept = ", ".join(str(path) for path in _save_in_folder(pictures, output_dir))
+        raise StorageError(f"{error.message} What was made is kept in the output folder: {kept}", error.hint) from error
+    return paths
+
+
+def _save_in_folder(pictures: list[_Encoded], output_dir: Path) -> list[Path]:
+    folder = OutputFolder(output_dir)
+    folder.prepare()
     paths, rows = [], []
     for picture in pictures:
         metadata = picture.metadata
@@ -176,6 +197,26 @@ def _numbered(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, count + 1)]
 
 
+def _try_place(path: Path) -> None:
+    """See that a file can be put at `path`, before a picture is made for it; its folder is made if need be.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} could not be written: {error.strerror}.", "Choose another --output.")
+
+
 def _replace(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all, in place of what was there.
 
@@ -184,7 +225,6 @@ def _replace(path: Path, data: bytes) -> None:
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)
@@ -195,7 +235,7 @@ def _replace(path: Path, data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path} could not be written: {error.strerror}.", "Choose another --output.") from error
+        raise _cannot_write(path, error) from error
 
 
 class _Told(GenerationListener):

@@ -8,6 +8,7 @@ import pytest
 
 from zimage_ui.errors import (
     DeviceLostError,
+    InvalidRequestError,
     ModelNotFoundError,
     NotReadyError,
     QueueFullError,
@@ -322,6 +323,14 @@ class TestGivingUp:
         room.service.start()
         assert done.wait(30)
         assert told == [WarmupPhase.FAILED]
+
+
+def test_guidance_is_refused_once_it_is_known_that_the_model_works_without(room):
+    room.wait_until(lambda: room.service.board.readiness.phase is WarmupPhase.READY)
+    with pytest.raises(InvalidRequestError, match="works without guidance") as refused:
+        room.submit(guidance_scale=4.0)
+    assert refused.value.param == "guidance_scale"
+    assert room.service.board.active() == ()
 
 
 class TestClosing:

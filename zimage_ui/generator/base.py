@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from zimage_ui.errors import InvalidRequestError
 from zimage_ui.request import GeneratedImage, GenerationRequest, Preview
 from zimage_ui.stages import Stage
 
@@ -75,6 +76,19 @@ class ModelProfile:
     guidance_scale: float
     takes_negative_prompt: bool
     sizes: tuple[tuple[int, int], ...]
+
+    def check(self, request: GenerationRequest) -> None:
+        """See that `request` can be made as it says.
+
+        Raises:
+            InvalidRequestError: it asks for guidance, which such a model was distilled to do without.
+        """
+        if request.guidance_scale > 0 and not self.takes_negative_prompt:
+            raise InvalidRequestError(
+                f"guidance_scale is {request.guidance_scale:g}; the loaded model ({self.name}) works without guidance.",
+                "Set it to 0: guidance would only double the work and spoil the picture.",
+                param="guidance_scale",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,9 +88,12 @@ class JobService:
             client: who asks; clients take turns.
 
         Raises:
+            InvalidRequestError: the loaded model does not work so.
             QueueFullError: too many jobs are waiting; says when to try again.
             NotReadyError: the service is stopping, or no picture can be made any more.
         """
+        if self.board.model is not None:
+            self.board.model.profile.check(request)
         job = Job(job_id=secrets.token_hex(8), client=client, request=request.with_seed())
         with self._door:
             if self._refusal is not None:
