@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import expect
 
-from zimage_ui.generator.fake import FakeScript
+from zimage_ui.generator.base import GenerationResult
+from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.stages import Stage
 
 if TYPE_CHECKING:
@@ -89,13 +91,21 @@ def test_a_failed_job_says_what_and_what_to_do(tmp_path: Path, run_studio: Studi
         expect(canvas).not_to_contain_text("Out of memory")
 
 
-def test_a_prompt_that_is_too_long_is_said_with_the_count(
+class PressedGenerator(FakeGenerator):
+    """Has to do with less memory than it was loaded with."""
+
+    def generate(self, *args: Any, **options: Any) -> GenerationResult:
+        return replace(super().generate(*args, **options), memory_plan="smallest")
+
+
+def test_what_was_cut_and_what_was_made_with_less_is_said(
     tmp_path: Path, run_studio: StudioMaker, visit: Visiting
 ) -> None:
-    with run_studio(tmp_path, script=FakeScript(max_prompt_tokens=4)) as studio:
+    with run_studio(tmp_path, generator=PressedGenerator(FakeScript(max_prompt_tokens=4))) as studio:
         person = visit(studio).open()
         person.make("these are seven words in all here")
         expect(person.account).to_contain_text("3 tokens cut off")
+        expect(person.account).to_contain_text("memory plan: smallest")
 
 
 def test_a_server_that_does_not_take_it_is_said(shared: Studio, visit: Visiting) -> None:

@@ -38,6 +38,7 @@ function chips(facts, pictures) {
   const [picture] = pictures;
   return [
     facts.truncated_tokens > 0 && truncated(facts),
+    hasShrunk(facts) && warning(t("fact.plan", { plan: facts.memory_plan }), t("fact.plan.how")),
     seedChip(pictures),
     chip(`${picture.width} × ${picture.height}`, t("fact.size.how", { ratio: aspect(picture.width, picture.height) })),
     facts.nfe > 0 && chip(t("fact.nfe", { n: count(facts.nfe) }), t("fact.nfe.how")),
@@ -68,8 +69,16 @@ function cacheChip(hit) {
 }
 
 function truncated({ truncated_tokens: cut, prompt_tokens: kept }) {
-  const words = t("fact.truncated", { n: count(cut) });
-  return h("span.zi-chip.zi-warn", { title: t("fact.truncated.how", { kept: count(kept) }) }, icon("alert"), words);
+  return warning(t("fact.truncated", { n: count(cut) }), t("fact.truncated.how", { kept: count(kept) }));
+}
+
+/** Whether a job of the model that is loaded had to do with less memory than planned. */
+function hasShrunk({ job_id: ofJob, memory_plan: plan }) {
+  return Boolean(ofJob && plan && model() && plan !== model().memory_plan);
+}
+
+function warning(words, title) {
+  return h("span.zi-chip.zi-warn", { title }, icon("alert"), words);
 }
 
 /** How the time of a stage was taken: by the GPU's own events, or by the host's clock. */
