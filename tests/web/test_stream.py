@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,9 @@ from PIL import Image
 
 from zimage_ui.errors import GenerationError
 from zimage_ui.events import JobFailed, JobQueued, StageStarted, StepDone
+from zimage_ui.generator.base import ModelInfo, ProgressListener
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
+from zimage_ui.jobs.records import JobRecord
 from zimage_ui.request import GenerationRequest, Preview
 from zimage_ui.stages import Stage
 from zimage_ui.telemetry.fake import FakeProbe
@@ -207,10 +209,81 @@ def test_the_warm_up_is_followed_to_the_end(tmp_path: Path, run_studio: StudioMa
     assert progress[-1] == 1
 
 
+class LostOnCue(FakeProbe):
+    """Sensors that stop answering when told."""
+
+    lost = False
+
+    def read(self) -> Snapshot:
+        snapshot = super().read()
+        return replace(snapshot, gpus=(), gpu_note="lost", gpu_lost=True) if self.lost else snapshot
+
+
+class OnGpu(FakeGenerator):
+    """Says that it works on a GPU."""
+
+    def load(self, progress: ProgressListener) -> ModelInfo:
+        return replace(super().load(progress), device="cuda:0")
+
+
 def test_a_gpu_that_is_lost_makes_the_page_unready_at_once(tmp_path: Path, run_studio: StudioMaker) -> None:
-    script = [Snapshot(at_s=0, unix_s=0, gpu_note="lost", gpu_lost=True)]
-    with run_studio(tmp_path, probe=FakeProbe(script), interval_s=0.01) as studio, opened(studio) as page:
-        assert page.until(lambda event: event.name == "telemetry")[-1].data["gpu_lost"] is True
+    probe = LostOnCue()
+    with run_studio(tmp_path, generator=OnGpu(), probe=probe, interval_s=0.01) as studio:
+        studio.wait_until_ready()
+        with opened(studio) as page:
+            assert page.read().data["ready"] is True
+            probe.lost = True
+            lost = page.until(lambda event: event.name == "readiness")[-1].data
+            probe.lost = False
+            found = page.until(lambda event: event.name == "readiness")[-1].data
+
+    assert (lost["ready"], lost["error"]) == (False, "lost")
+    assert (found["ready"], found["error"]) == (True, "")
+
+
+@pytest.mark.parametrize("error", [ValueError("nan"), KeyError("missing"), RuntimeError("broken")])
+def test_a_state_that_cannot_be_encoded_takes_no_other_with_it(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    view = stream_module.views.job_view
+
+    def failing(record: JobRecord, *rest: Any) -> dict[str, Any]:
+        if record.job_id == "bad":
+            raise error
+        return view(record, *rest)
+
+    monkeypatch.setattr(stream_module.views, "job_view", failing)
+    with opened(studio) as page:
+        page.read()
+        # Both are changes of one batch: the loop that collects them is kept busy while they are published.
+        with held_up(studio):
+            for job_id in ("bad", "good"):
+                studio.board.publish(JobQueued(job_id=job_id, request=FOX, client="test"))
+        page.until(lambda event: event.data.get("job_id") == "good")
+        studio.board.publish(JobFailed(job_id="good", error=GenerationError("as told")))
+        page.until(lambda event: event.data.get("phase") == "failed")
+    with opened(studio) as late:  # the whole present state, but for the bad one
+        late.until(lambda event: event.data.get("job_id") == "good")
+
+    assert any(record.exc_info and record.exc_info[1] is error for record in caplog.records)
+
+
+@contextmanager
+def held_up(studio: Studio) -> Iterator[None]:
+    """Let the server's event loop wait meanwhile."""
+    arrived, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        arrived.set()
+        released.wait(30)
+
+    streams = studio.server.config.app.state.streams  # type: ignore[union-attr]
+    streams._loop.call_soon_threadsafe(hold)
+    assert arrived.wait(30)
+    try:
+        yield
+    finally:
+        released.set()
 
 
 def test_text_that_cannot_be_encoded_does_not_end_the_stream(studio: Studio) -> None:

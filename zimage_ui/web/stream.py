@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -170,15 +170,13 @@ class TelemetryStreams:
         while True:
             await woken.wait()
             woken.clear()
-            try:
+            with _survived("The news could not be sent to the pages."):
                 post()
-            except (ValueError, TypeError, OSError):
-                # What Pillow and json raise: one state that cannot be shown must not end the news of all others.
-                _log.exception("A change could not be sent to the pages.")
 
     def _post_changes(self, changes: Changes) -> None:
         for listener in self._listeners:
-            listener(changes)
+            with _survived("A listener failed at a change."):
+                listener(changes)
         if changes.readiness is not None:
             self._post_all(_READINESS, self._readiness_event)
         for record in changes.jobs:
@@ -194,18 +192,16 @@ class TelemetryStreams:
             self._post_all(_READINESS, self._readiness_event)
 
     def _post_all(self, thing: str, encode: Callable[[], bytes]) -> None:
-        if not self._mailboxes:
-            return
-        event = encode()
-        for mailbox in self._mailboxes:
-            mailbox.post(thing, event)
+        if self._mailboxes:
+            _post(self._mailboxes, thing, encode)
 
     def _post_present_state(self, mailbox: Mailbox) -> None:
-        mailbox.post(_READINESS, self._readiness_event())
-        if self._snapshot is not None:
-            mailbox.post(_TELEMETRY, self._telemetry_event(self._snapshot))
+        to = (mailbox,)
+        _post(to, _READINESS, self._readiness_event)
+        if (snapshot := self._snapshot) is not None:
+            _post(to, _TELEMETRY, lambda: self._telemetry_event(snapshot))
         for record in (*reversed(self._board.recent(RECENT_JOBS)), *self._board.active()):
-            mailbox.post(record.job_id, self._job_event(record))
+            _post(to, record.job_id, lambda record=record: self._job_event(record))  # type: ignore[misc]
 
     def _readiness_event(self) -> bytes:
         board, sampler = self._board, self._services.sampler
@@ -258,6 +254,23 @@ def stream_router(streams: TelemetryStreams) -> APIRouter:
         )
 
     return router
+
+
+def _post(mailboxes: Iterable[Mailbox], thing: str, encode: Callable[[], bytes]) -> None:
+    """Encode once and put into all; one state that cannot be encoded must not end the news of all others."""
+    with _survived("A state could not be sent to the pages."):
+        event = encode()
+        for mailbox in mailboxes:
+            mailbox.post(thing, event)
+
+
+@contextlib.contextmanager
+def _survived(message: str) -> Iterator[None]:
+    """Log whatever goes wrong, and go on: the task that watches must not end while the application runs."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - whatever one state holds, the news of all others goes on
+        _log.exception(message)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
