@@ -69,9 +69,12 @@ def test_a_misspelt_variable_is_told(monkeypatch):
 
 
 def test_a_misspelt_name_in_the_file_is_told(tmp_path):
-    (tmp_path / "zimage-ui.toml").write_text("prot = 1\n")
-    with pytest.raises(SettingsError, match="prot"):
+    (tmp_path / "zimage-ui.toml").write_text('prot = "not to be shown"\n')
+    with pytest.raises(SettingsError) as refused:
         load_settings()
+    assert refused.value.message == "There is no setting prot in zimage-ui.toml."
+    assert "README.md" in refused.value.hint
+    assert "not to be shown" not in str(refused.value)
 
 
 def test_a_file_that_is_not_toml_is_told(tmp_path):

@@ -23,6 +23,7 @@ from zimage_ui.request import ImageFormat
 
 ENV_PREFIX = "ZIMAGE_"
 TOML_FILE = "zimage-ui.toml"
+_LISTED = "The settings are listed in README.md; check the spelling."
 
 
 class Settings(BaseSettings):
@@ -99,6 +100,9 @@ def load_settings(**options: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":  # its value may be anything, a secret of another program too
+            where = "the options" if name in given else TOML_FILE
+            raise SettingsError(f"There is no setting {name} in {where}.", _LISTED) from None
         raise SettingsError(
             f"Setting {name} = {first.get('input')!r} cannot be used: {first['msg'].removeprefix('Value error, ')}.",
             f"Change {ENV_PREFIX}{name.upper()}, --{name.replace('_', '-')} or {name} in {TOML_FILE}.",
@@ -108,9 +112,7 @@ def load_settings(**options: Any) -> Settings:
     unknown = sorted(set(_our_variables()) - set(Settings.model_fields))
     if unknown:
         names = ", ".join(ENV_PREFIX + name.upper() for name in unknown)
-        raise SettingsError(
-            f"There is no setting {names}.", "The settings are listed in README.md; check the spelling."
-        )
+        raise SettingsError(f"There is no setting {names}.", _LISTED)
     return settings
 
 
