@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from typing import Any, TextIO
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 READY, FAILED, NO_VERDICT, BAD_SETTINGS = 0, 1, 2, 78
@@ -68,11 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        url = (options.url or service_url()).rstrip("/")
+        url = checked(options.url).rstrip("/") if options.url else service_url()
     except ValueError as error:
         say(f"prewarm: {error}", sys.stderr)
         return BAD_SETTINGS
     return follow(url, options.timeout, Report())
+
+
+def checked(url: str) -> str:
+    """`url`, which has the form that an address of the service has.
+
+    Raises:
+        ValueError: it does not; says how it should look.
+    """
+    parts = urlsplit(url)
+    try:
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or too large a one
+        usable = False
+    if not usable:
+        raise ValueError(f"--url is {url!r}; it must look like http://127.0.0.1:7860.")
+    return url
 
 
 def service_url() -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +159,25 @@ def test_it_waits_for_the_port_to_be_opened(
     assert "Connection refused" in out
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:7860",
+        "localhost:7860",
+        "http://",
+        "ftp://127.0.0.1",
+        "http://127.0.0.1:many",
+        "http://x:70000",
+        "7860",
+    ],
+)
+def test_what_is_no_address_is_told_at_once(prewarm: ModuleType, capsys: pytest.CaptureFixture[str], url: str):
+    assert prewarm.main(["--url", url]) == 78
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"prewarm: --url is {url!r}; it must look like http://127.0.0.1:7860.\n"
+
+
 def test_nobody_answers_in_time(prewarm: ModuleType, capsys: pytest.CaptureFixture[str]):
     nobody = Service()
     nobody.server_close()
@@ -196,10 +215,13 @@ def test_another_program_on_the_port_is_named(prewarm: ModuleType, capsys: pytes
 
 @pytest.mark.parametrize("answer", [[1, 2], "hello", {"status": "ok"}])
 def test_an_answer_that_is_no_readiness_is_shown(
-    prewarm: ModuleType, capsys: pytest.CaptureFixture[str], answer: object
+    prewarm: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: object
 ):
+    now_s = [0.0]  # a clock that goes on only in the pause, so that a slow machine gets its answer too
+    monkeypatch.setattr(prewarm, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(prewarm, "_pause", Pauses(lambda _: now_s.append(now_s.pop() + 60)))
     with serving(Service(answer)) as service:
-        assert prewarm.main(["--url", service.url, "--timeout", "0.05"]) == 2
+        assert prewarm.main(["--url", service.url, "--timeout", "60"]) == 2
     assert "which is no readiness" in capsys.readouterr().out
 
 
