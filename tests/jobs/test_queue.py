@@ -79,11 +79,6 @@ def test_removing_a_clients_only_job_ends_its_turn():
     assert emptied(queue) == ["b1"]
 
 
-def test_positions_count_the_jobs_before():
-    queue = filled("a1", "a2", "b1")
-    assert [queue.position(job_id) for job_id in ("a1", "b1", "a2", "c1")] == [0, 1, 2, None]
-
-
 def test_take_waits_for_a_job():
     queue = JobQueue(1)
     found: list[str] = []

@@ -248,6 +248,18 @@ class TestFailures:
         assert record.error.__traceback__ is None
 
 
+def test_a_generator_that_lost_its_model_is_a_failure_and_no_cancellation(open_room):
+    class Forgetful(FakeGenerator):
+        def generate(self, request, listener, cancel=None):
+            result = super().generate(request, listener, cancel)
+            self.close()
+            return result
+
+    record = open_room(Forgetful()).make()
+    assert record.phase is JobPhase.FAILED
+    assert "who made pictures has a model" in record.error.message
+
+
 class TestFailedSaves:
     def test_the_pictures_can_still_be_seen_and_the_error_says_which_failed(self, room):
         """Fault 32, as far as it reaches this room."""

@@ -121,11 +121,6 @@ class JobQueue:
             lanes = [lane for lane, _ in turn]
         return tuple(order)
 
-    def position(self, job_id: str) -> int | None:
-        """How many jobs are before this one (0 = next); None when it does not wait here."""
-        order = self.order()
-        return order.index(job_id) if job_id in order else None
-
     def close(self) -> list[Job]:
         """Take no more jobs and wake whoever waits for one; returns the jobs that nobody will take now."""
         with self._changed:

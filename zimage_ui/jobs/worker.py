@@ -108,7 +108,8 @@ class Worker:
 
     def _hand_over(self, job: Job, result: GenerationResult, *, begun_at_s: float, made_at_s: float) -> None:
         model = self._generator.info
-        if model is None or not job.keep():
+        assert model is not None, "who made pictures has a model"
+        if not job.keep():
             raise JobCancelledError("The job was cancelled.")
         self._board.publish(
             Sampled(
