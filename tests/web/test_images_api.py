@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import threading
@@ -18,6 +19,7 @@ from zimage_ui.errors import StorageError
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
 from zimage_ui.stages import Stage
+from zimage_ui.storage import files
 
 if TYPE_CHECKING:
     from tests.web.conftest import Studio, StudioMaker
@@ -277,6 +279,42 @@ def test_a_picture_that_cannot_be_saved_is_a_storage_error(studio: Studio, monke
 
     assert response.status_code == 507
     assert "Make room." in response.json()["error"]["message"]
+
+
+def test_a_picture_that_the_disk_refuses_can_still_be_fetched(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_write_whole", full)
+
+    response = ask(studio, prompt="a fox", n=2)
+
+    assert response.status_code == 507
+    pictures = response.json()["error"]["pictures"]
+    assert len({picture["picture_id"] for picture in pictures}) == 2
+    for picture in pictures:
+        image = Image.open(io.BytesIO(httpx.get(picture["url"]).content))
+        assert image.size == (256, 256)
+    monkeypatch.undo()  # the disk has room again, so nothing is left to be saved at the end
+
+
+def test_whoever_hangs_up_while_the_model_is_loaded_gives_up_the_place(tmp_path: Path, run_studio: StudioMaker) -> None:
+    with run_studio(tmp_path, started=False, queue_size=1) as studio, ThreadPoolExecutor() as pool:
+        brief = httpx.Timeout(10, read=0.2)
+        with pytest.raises(httpx.ReadTimeout):
+            studio.client.post(PATH, json={"prompt": "gone"}, timeout=brief)
+        # The server hears of it in its own time; until then, the place is taken and that is said at once.
+        for _ in range(200):
+            try:
+                assert studio.client.post(PATH, json={"prompt": "gone too"}, timeout=brief).status_code == 503
+            except httpx.ReadTimeout:
+                break
+        else:
+            pytest.fail("the place was never given up")
+        studio.services.jobs.start()
+        studio.wait_until_ready()
+        assert pool.submit(ask, studio, prompt="still here").result(30).status_code == 200
+        assert {record.request.prompt for record in studio.board.recent(5)} <= {"still here", "gone too"}
 
 
 def test_a_call_during_the_warm_up_waits_for_its_turn(tmp_path: Path, run_studio: StudioMaker) -> None:

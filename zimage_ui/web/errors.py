@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -96,11 +97,12 @@ def error_headers(error: ZImageError) -> dict[str, str]:
     return {"x-should-retry": "false"}
 
 
-def error_response(error: ZImageError) -> SafeJSONResponse:
-    """An error of our tree as an HTTP response."""
+def error_response(error: ZImageError, more: Mapping[str, Any] | None = None) -> SafeJSONResponse:
+    """An error of our tree as an HTTP response; `more` fields go into the error object."""
     status = status_of(error)
     param = error.param if isinstance(error, InvalidRequestError) else ""
     body = error_body(str(error), status=status, code=error.code, param=param)
+    body["error"] |= more or {}
     return SafeJSONResponse(body, status, headers=error_headers(error))
 
 

@@ -137,7 +137,7 @@ def images_router(services: Services) -> APIRouter:
     @router.post("/images/generations")
     async def generate(request: Request) -> Response:
         call = await read_call(request)
-        model = await waiting_room.model()
+        model = await waiting_room.model(request)
         wanted = call.to_request(model.profile, services.settings.image_format)
         client = request.client.host if request.client else ""
         job = services.jobs.submit(wanted, f"api {client}")
@@ -146,7 +146,10 @@ def images_router(services: Services) -> APIRouter:
             base_url = str(request.base_url) if call.response_format == "url" else None
             body = await run_in_threadpool(_answer, services, record, model, base_url)
             return Response(body, media_type="application/json")
-        return error_response(record.error or JobCancelledError("The job was cancelled.", "Ask again."))
+        error = record.error or JobCancelledError("The job was cancelled.", "Ask again.")
+        # What was made can still be fetched, though the disk refused it.
+        made = [{"picture_id": each.picture_id, "url": _url(request, each.picture_id)} for each in record.pictures]
+        return error_response(error, {"pictures": made} if made else {})
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -164,33 +167,45 @@ class _WaitingRoom:
         self._capacity = services.settings.queue_size
         self._waiting = 0
 
-    async def model(self) -> ModelInfo:
-        """What is loaded.
+    async def model(self, request: Request) -> ModelInfo:
+        """What is loaded, for `request`, whose body has been read.
 
         Raises:
             QueueFullError: too many calls wait for it.
             NotReadyError: it could not be loaded.
+            JobCancelledError: the caller hung up meanwhile.
         """
         if self._board.model is not None:
             return self._board.model
         if self._waiting >= self._capacity:
             raise QueueFullError(f"The model is still being loaded, and {self._waiting} calls wait for it already.")
         self._waiting += 1
+        gone = asyncio.create_task(_hung_up(request))
         try:
-            return await self._loaded()
+            return await self._loaded(gone)
         finally:
             self._waiting -= 1
+            gone.cancel()
 
-    async def _loaded(self) -> ModelInfo:
+    async def _loaded(self, gone: asyncio.Task[None]) -> ModelInfo:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
+        gone.add_done_callback(lambda _: news.set())
         with self._board.subscribe(lambda: _set_soon(loop, news)) as changes:
             while (model := self._board.model) is None:
                 if self._board.readiness.phase is WarmupPhase.FAILED:
                     raise NotReadyError(f"No picture can be made: {self._board.readiness.error}")
                 await news.wait()
                 news.clear()
+                if gone.done():
+                    raise JobCancelledError("The caller hung up while the model was being loaded.")
                 changes.changed()
         return model
+
+
+async def _hung_up(request: Request) -> None:
+    """Return when the caller is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _set_soon(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
@@ -227,6 +242,10 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
         "untrained": not model.trained,
     }
     return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _url(request: Request, picture_id: str) -> str:
+    return str(request.base_url).rstrip("/") + views.picture_url(picture_id)
 
 
 def _content(services: Services, picture_id: str, base_url: str | None) -> dict[str, str]:
