@@ -164,6 +164,7 @@ class _Exchange:
         finally:
             if self._refusal is not None and not self._answered:
                 await self.refuse(scope, self._refusal)
+            self._refusal = None  # its traceback holds this object and, through the frames, what came of the body
 
     async def refuse(self, scope: Scope, refusal: Refusal) -> None:
         """Answer with the refusal; what is still coming in is read and dropped by the server."""
