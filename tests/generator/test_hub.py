@@ -233,8 +233,10 @@ def test_a_listener_that_raises_ends_the_download(hub: FakeHub, here: None):
 
     with pytest.raises(NotReadyError):
         fetch_model(HubId(REPO_ID), stop)
-    (partial,) = Path(constants.HF_HUB_CACHE).rglob("*.incomplete")
-    assert partial.stat().st_size < len(LARGE)
+    # Four files are fetched at once: how many of the others are cut short, too, is the machine's affair.
+    parts = list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    assert parts
+    assert max(part.stat().st_size for part in parts) < len(LARGE)
 
 
 def test_a_server_that_cannot_resume_is_asked_for_the_whole_file(hub: FakeHub, client: Client):

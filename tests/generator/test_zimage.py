@@ -42,11 +42,13 @@ def test_before_loading_it_says_so(tmp_path):
 
 @pytest.mark.model
 def test_from_a_folder_to_a_picture(tiny_folder: Path, tmp_path: Path, recorder: Any) -> None:
+    from zimage_ui.generator.placement import read_device
+
     generator = generator_for(tiny_folder, tmp_path)
     heard: list[WarmupProgress] = []
     info = generator.load(heard.append)
     assert generator.info is info
-    assert info.device == "cpu"
+    assert info.device == read_device().torch_name
     generator.warmup(heard.append)
     assert heard[-1].phase is WarmupPhase.WARMING
     assert heard[-1].progress == 1.0
