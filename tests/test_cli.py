@@ -164,7 +164,7 @@ def test_a_picture_whose_place_is_gone_when_it_is_made_is_kept_in_the_output_fol
             (tmp_path / "p.png").mkdir()
             return super().generate(request, listener, cancel)
 
-    monkeypatch.setattr("zimage_ui.runtime.make_generator", lambda settings: Meanwhile())
+    monkeypatch.setattr("zimage_ui.runtime.make_generator", lambda *_: Meanwhile())
     code, out, err = run(capsys, "generate", "a boat", "--output", "p.png", "--output-dir", "pictures")
     (kept,) = (tmp_path / "pictures").glob("2*/*.png")
     assert (code, out) == (70, "")
@@ -188,7 +188,7 @@ def test_an_error_that_nobody_expected_is_one_message_too(capsys, caplog, monkey
         def load(self, progress: ProgressListener) -> ModelInfo:
             raise RuntimeError("a library broke")
 
-    monkeypatch.setattr("zimage_ui.runtime.make_generator", lambda settings: Broken())
+    monkeypatch.setattr("zimage_ui.runtime.make_generator", lambda *_: Broken())
     code, out, err = run(capsys, "generate", "x")
     assert (code, out) == (70, "")
     assert "RuntimeError: a library broke" in err

@@ -42,13 +42,15 @@ GRACE_S = 5
 ANSWER_S = 3.0
 DRAIN_S = 60.0
 # The fake's pace when it is served: slow enough to watch it grow.
-_SERVED_FAKE = FakeScript(load_s=0.4, warmup_s=0.4, encode_s=0.03, step_s=0.12, decode_s=0.05)
+SERVED_FAKE = FakeScript(load_s=0.4, warmup_s=0.4, encode_s=0.03, step_s=0.12, decode_s=0.05)
+# Nobody watches an errand.
+ERRAND_FAKE = FakeScript(step_s=0.04)
 
 
-def make_generator(settings: Settings) -> Generator:
-    """The generator that `settings.model` names; nothing is loaded yet."""
+def make_generator(settings: Settings, fake: FakeScript = SERVED_FAKE) -> Generator:
+    """The generator that `settings.model` names; nothing is loaded yet. The fake one follows `fake`."""
     if settings.model == "fake":
-        return FakeGenerator(_SERVED_FAKE)
+        return FakeGenerator(fake)
     from zimage_ui.generator.zimage import ZImageGenerator
 
     return ZImageGenerator(
@@ -62,7 +64,7 @@ def run_errand(errand: errands.Errand, settings: Settings, tell: errands.Tell) -
     """Make the pictures of `errand` in this process; see `zimage_ui.errand.run`."""
     tame_third_parties()
     with in_one_tree():
-        return errands.run(errand, settings, make_generator(settings), tell)
+        return errands.run(errand, settings, make_generator(settings, ERRAND_FAKE), tell)
 
 
 class Studio:

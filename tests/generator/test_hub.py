@@ -20,6 +20,8 @@ from zimage_ui.generator import hub as hub_room
 from zimage_ui.generator.base import WarmupProgress
 from zimage_ui.generator.hub import HubId, fetch_model, parse_hub_id
 
+pytestmark = pytest.mark.service  # a server, and each client a process of its own
+
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 # huggingface_hub hands on and writes 10 MiB at a time, so this one arrives in three parts.
 LARGE = save({"weight": np.arange(6_000_000, dtype=np.float32)})
