@@ -1,0 +1,198 @@
+"""What is on a picture: a background, a style and a subject; drawn at random, with some combinations held out.
+
+Held out of training are a tenth of the pairs of thing and colour, of the triples of thing, relation and thing, and of
+the words. Which ones is decided by a hash of their names, so that it never depends on the order of drawing. The model
+is judged on those: it has to combine what it knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from training.world.vocabulary import (
+    COLOURS,
+    CONTAINERS,
+    COUNTS,
+    GLYPHS,
+    MAX_LETTERS,
+    PASTEL_COLOURS,
+    POSITIONS,
+    RELATIONS,
+    SCENERIES,
+    SCENERY_COLOURS,
+    SURFACES,
+    THINGS,
+    WORDS,
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing: what, its colour and its size."""
+
+    thing: str
+    colour: str
+    size: str = "medium"
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One item at one of the nine positions."""
+
+    item: Item
+    position: str = "centre"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two items; `relation` says where the first is as seen from the second ("left of": the first is on the left)."""
+
+    first: Item
+    relation: str
+    second: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Two to four of the same item."""
+
+    item: Item
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lettering:
+    """A word of 1 to 6 capitals or digits on a sign or a poster of some colour."""
+
+    surface: str
+    colour: str
+    text: str
+
+
+Subject = Single | Pair | Group | Lettering | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A whole picture. `background` is a colour or a scenery; without a subject it is all that there is."""
+
+    subject: Subject
+    background: str
+    style: str = "flat"
+
+    @property
+    def is_scenic(self) -> bool:
+        """Whether the background is a scenery and not a plain colour."""
+        return self.background in SCENERIES
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items that the scene names, each once."""
+        match self.subject:
+            case Single(item) | Group(item):
+                return (item,)
+            case Pair(first, _, second):
+                return first, second
+            case _:
+                return ()
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether training must not see this scene, because of a pair, a relation or a word in it."""
+    if any(is_held_out_pair(item.thing, item.colour) for item in scene.items):
+        return True
+    match scene.subject:
+        case Pair(first, relation, second):
+            return is_held_out_relation(first.thing, relation, second.thing)
+        case Lettering(text=text):
+            return is_held_out_word(text)
+    return False
+
+
+def is_held_out_pair(thing: str, colour: str) -> bool:
+    """Whether this thing in this colour is kept for the test."""
+    return _one_in_ten("pair", thing, colour)
+
+
+def is_held_out_relation(first: str, relation: str, second: str) -> bool:
+    """Whether these two things in this relation are kept for the test, whatever their colours."""
+    return _one_in_ten("relation", first, relation, second)
+
+
+def is_held_out_word(text: str) -> bool:
+    """Whether this word is kept for the test."""
+    return _one_in_ten("word", text)
+
+
+def _one_in_ten(*names: str) -> bool:
+    return hashlib.sha256("/".join(names).encode()).digest()[0] < 26
+
+
+# How often each kind of scene is drawn.
+_KINDS: dict[str, float] = {"single": 0.32, "pair": 0.24, "group": 0.14, "lettering": 0.23, "scenery": 0.07}
+_SCENIC_SHARE = 0.35
+_STYLES = {"flat": 0.8, "outline": 0.1, "pastel": 0.1}
+_SIZES = {"small": 0.25, "medium": 0.5, "big": 0.25}
+_REAL_WORDS = 0.5
+
+
+def draw_training_scene(rng: random.Random) -> Scene:
+    """A random scene of the training set."""
+    return draw_scene(rng, lambda scene: not is_held_out(scene))
+
+
+def draw_scene(rng: random.Random, accept: Callable[[Scene], bool], kind: str | None = None) -> Scene:
+    """The first random scene that `accept` takes.
+
+    Args:
+        rng: what decides.
+        accept: says yes or no.
+        kind: "single", "pair", "group", "lettering" or "scenery"; None draws it.
+    """
+    while True:
+        scene = _draw(rng, kind or _weighted(rng, _KINDS))
+        if accept(scene):
+            return scene
+
+
+def _draw(rng: random.Random, kind: str) -> Scene:
+    style = _weighted(rng, _STYLES)
+    scenic = kind == "scenery" or (style != "pastel" and rng.random() < _SCENIC_SHARE)
+    palette: Sequence[str] = PASTEL_COLOURS if style == "pastel" else tuple(COLOURS)
+    background = rng.choice(SCENERIES if scenic else palette)
+    if kind == "scenery":
+        return Scene(None, background, style if style == "outline" else "flat")
+    hidden = SCENERY_COLOURS[background] if scenic else (background,)
+    first, second = rng.sample([colour for colour in palette if colour not in hidden], 2)
+    return Scene(_draw_subject(rng, kind, first, second), background, style)
+
+
+def _draw_subject(rng: random.Random, kind: str, first: str, second: str) -> Subject:
+    item = Item(rng.choice(THINGS), first, _weighted(rng, _SIZES))
+    if kind == "single":
+        return Single(item, "centre" if rng.random() < 0.3 else rng.choice(POSITIONS))
+    if kind == "group":
+        return Group(item, rng.choice(COUNTS[1:]))
+    if kind == "lettering":
+        return Lettering(rng.choice(SURFACES), first, _draw_text(rng))
+    relation = rng.choice(RELATIONS)
+    if relation == "inside":
+        return Pair(replace(item, size="small"), relation, Item(rng.choice(CONTAINERS), second, "big"))
+    other = Item(rng.choice(THINGS), second, _weighted(rng, _SIZES))
+    return Pair(item, relation, other)
+
+
+def _draw_text(rng: random.Random) -> str:
+    if rng.random() < _REAL_WORDS:
+        return rng.choice(WORDS)
+    return "".join(rng.choices(GLYPHS, k=rng.randint(1, MAX_LETTERS)))
+
+
+def _weighted(rng: random.Random, shares: dict[_T, float]) -> _T:
+    return rng.choices(list(shares), list(shares.values()))[0]
