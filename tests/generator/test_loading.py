@@ -76,7 +76,7 @@ def test_everything_equals_the_stock_pipeline_bit_for_bit(tiny_folder: Path, sto
 def test_a_picture_equals_the_stock_pipelines_bit_for_bit(tiny_folder: Path, stock: Any):
     """The stock loader leaves weights where they happen to lie in the mapped file, and the CPU's matrix products round
     differently on unaligned memory: a copy of the stock model differs from itself by 2e-6. Ours are aligned, as the
-    copy is."""
+    copy is, and the copied VAE's kernels are put in the order of ours."""
     from diffusers import ZImagePipeline
 
     components, _ = load(tiny_folder)
@@ -85,6 +85,7 @@ def test_a_picture_equals_the_stock_pipelines_bit_for_bit(tiny_folder: Path, sto
         (components.transformer, components.vae, components.text_encoder),
         map(copy.deepcopy, (stock.transformer, stock.vae, stock.text_encoder)),
     ):
+        vae.to(memory_format=torch.channels_last)
         pipe = ZImagePipeline(
             scheduler=components.scheduler,
             vae=vae,
@@ -100,6 +101,15 @@ def test_a_picture_equals_the_stock_pipelines_bit_for_bit(tiny_folder: Path, sto
             ).images
         )
     assert torch.equal(*pictures)
+
+
+def test_on_the_cpu_the_vae_is_laid_out_channels_last_and_decodes_the_same(tiny_folder: Path, stock: Any):
+    components, _ = load(tiny_folder)
+    kernels = [parameter for parameter in components.vae.parameters() if parameter.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    latents = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(3))
+    decoded, expected = (vae.decode(latents, return_dict=False)[0] for vae in (components.vae, stock.vae))
+    assert torch.allclose(decoded, expected, rtol=0, atol=1e-4)
 
 
 def test_components_are_ready_for_inference(tiny_folder: Path):

@@ -189,6 +189,9 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     for part in files.parts:
         module, place = places[part.name]
         fill(module, part, place, dtype, count.loaded)
+    if not choices.device.is_gpu:
+        # oneDNN's own order: decoding takes 10 to 20 % less time on a CPU (and, without a compiler, more on a GPU)
+        vae.to(memory_format=torch.channels_last)
     return Components(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
