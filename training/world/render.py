@@ -51,7 +51,7 @@ def render_placed(
         shades = Shades.of(_tint(thing.item.colour, scene, rng))
         pen = Pen(draw, thing.x * canvas.width, thing.y * canvas.height, thing.radius * short, shades)
         draw_thing(thing.item.thing, pen, outline)
-    return np.asarray(canvas.reduce(_OVERSAMPLING)), placed, glyphs
+    return np.array(canvas.reduce(_OVERSAMPLING)), placed, glyphs
 
 
 def _outline(scene: Scene) -> Rgb | None:

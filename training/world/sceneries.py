@@ -19,6 +19,7 @@ from training.world.pen import Path, Rgb, mixed
 
 _JITTER_SIGMA = 2.0
 _OUTLINE_SHARE = 0.009
+_FAINTNESS = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,13 @@ class Ground:
         line = [(x * width, y * height) for x, y in ridge]
         self.draw.polygon([*line, (width, height), (0, height)], fill=self.tone(colour))
         if self.outline is not None:
-            self.draw.line(line, fill=self.outline, width=self._outline_px(), joint="curve")
+            self.draw.line(line, fill=self._line_colour(colour), width=self._outline_px(), joint="curve")
 
     def disc(self, x: float, y: float, radius: float, colour: Rgb, outlined: bool = True) -> None:
         """A disc; centre in fractions of width and height, radius in fractions of the short side."""
         width, height = self.canvas.size
-        for extra, fill in ((self._outline_px(), self.outline if outlined else None), (0, self.tone(colour))):
+        around = self._line_colour(colour) if outlined else None
+        for extra, fill in ((self._outline_px(), around), (0, self.tone(colour))):
             reach = radius * self.short + extra
             if fill is not None:
                 box = (x * width - reach, y * height - reach, x * width + reach, y * height + reach)
@@ -80,8 +82,9 @@ class Ground:
         """A flat bank of cloud, `size` (fraction of the short side) wide on either side of its centre."""
         width, height = self.canvas.size
         unit = size * self.short
-        passes = [(self._outline_px(), self.outline)] if self.outline is not None else []
-        for extra, fill in [*passes, (0, self.tone(colour))]:
+        for extra, fill in ((self._outline_px(), self._line_colour(colour)), (0, self.tone(colour))):
+            if fill is None:
+                continue
             for left, right, top, bottom in ((-1, 1, -0.18, 0.18), (-0.55, 0.35, -0.42, 0.1), (0.0, 0.7, -0.3, 0.1)):
                 box = (
                     x * width + left * unit - extra,
@@ -90,6 +93,10 @@ class Ground:
                     y * height + bottom * unit + extra,
                 )
                 self.draw.rounded_rectangle(box, (bottom - top) * unit / 2 + extra, fill=fill)
+
+    def _line_colour(self, colour: Rgb) -> Rgb | None:
+        """The outline of something of that colour: fainter than those of things, which stand in front."""
+        return None if self.outline is None else mixed(self.outline, self.tone(colour), _FAINTNESS)
 
     def _outline_px(self) -> int:
         return max(1, round(_OUTLINE_SHARE * self.short))
@@ -246,7 +253,7 @@ def _scaled(ground: Ground, points: Sequence[tuple[float, float]]) -> Path:
 def _desert(ground: Ground) -> None:
     """Sand dunes and far table mountains under a pale, warm sky."""
     rng = ground.rng
-    ground.sky(((0.0, (176, 216, 228)), (0.35, (240, 232, 206)), (0.55, (252, 232, 190))))
+    ground.sky(((0.0, (138, 198, 220)), (0.3, (218, 218, 190)), (0.58, (250, 214, 146))))
     ground.land(_mesas(rng, 0.5), (226, 178, 132))
     ground.land(_hills(rng, 0.6, 0.03, rng.uniform(0.7, 1.1)), (238, 202, 138))
     ground.land(_hills(rng, 0.72, 0.035, rng.uniform(0.6, 1.0)), (228, 186, 118))

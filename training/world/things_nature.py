@@ -48,7 +48,7 @@ def drop(pen: Pen) -> None:
 def leaf(pen: Pen) -> None:
     """A pointed leaf with its stalk at the lower left and veins."""
     shades = pen.shades
-    right = curve((0, -1.12), (0.66, -0.7), (0.72, 0.2), (0, 0.7), 16)
+    right = curve((0, -1.12), (0.84, -0.7), (0.82, 0.28), (0, 0.74), 16)
     pen.line(turned([(0, 0.6), (0, 1.14)], 42), 0.13, shades.dark)
     pen.polygon(turned(mirrored(right), 42), shades.body)
     pen.line(turned([(0, -0.72), (0, 0.6)], 42), 0.08, shades.dark)
@@ -79,13 +79,13 @@ def tree(pen: Pen) -> None:
 def fish(pen: Pen) -> None:
     """A fish that swims to the left."""
     shades = pen.shades
-    pen.polygon(rounded([(0.4, 0), (0.98, -0.52), (0.84, 0), (0.98, 0.52)], 0.08), shades.dark)
-    pen.polygon(rounded([(-0.3, -0.36), (0.14, -0.76), (0.36, -0.2)], 0.1), shades.dark)
-    pen.polygon(rounded([(-0.1, 0.36), (0.22, 0.7), (0.34, 0.2)], 0.1), shades.dark)
-    back = curve((-0.98, 0.03), (-0.66, -0.66), (0.2, -0.62), (0.62, 0), 16)
-    belly = curve((0.62, 0), (0.2, 0.66), (-0.66, 0.68), (-0.98, 0.03), 16)
+    pen.polygon(rounded([(0.4, 0), (0.98, -0.6), (0.84, 0), (0.98, 0.6)], 0.08), shades.dark)
+    pen.polygon(rounded([(-0.3, -0.42), (0.14, -0.84), (0.36, -0.24)], 0.1), shades.dark)
+    pen.polygon(rounded([(-0.1, 0.42), (0.22, 0.8), (0.34, 0.24)], 0.1), shades.dark)
+    back = curve((-0.98, 0.03), (-0.66, -0.78), (0.2, -0.74), (0.62, 0), 16)
+    belly = curve((0.62, 0), (0.2, 0.78), (-0.66, 0.8), (-0.98, 0.03), 16)
     pen.polygon([*back, *belly], shades.body)
-    pen.line(arc(-0.72, 0.02, 0.34, 0.36, -52, 52), 0.07, shades.dark)
+    pen.line(arc(-0.7, 0.02, 0.36, 0.42, -52, 52), 0.07, shades.dark)
     pen.circle(-0.64, -0.12, 0.13, shades.paper)
     pen.circle(-0.66, -0.12, 0.07, shades.ink)
 
@@ -137,9 +137,9 @@ def flower(pen: Pen) -> None:
         pen.polygon(blade, shades.dark)
     for i in range(6):
         angle = math.radians(60 * i + 30)
-        pen.circle(0.38 * math.cos(angle), -0.3 + 0.38 * math.sin(angle), 0.31, shades.body)
-    pen.circle(0, -0.3, 0.25, shades.dark)
-    pen.circle(0, -0.3, 0.18, shades.paper)
+        pen.circle(0.43 * math.cos(angle), -0.26 + 0.43 * math.sin(angle), 0.32, shades.body)
+    pen.circle(0, -0.26, 0.27, shades.dark)
+    pen.circle(0, -0.26, 0.19, shades.paper)
 
 
 def apple(pen: Pen) -> None:

@@ -10,10 +10,11 @@ def house(pen: Pen) -> None:
     shades = pen.shades
     pen.box(0.42, -0.86, 0.64, -0.3, shades.dark)
     pen.box(-0.74, -0.2, 0.74, 0.92, shades.body, 0.03)
-    pen.polygon(rounded([(0, -0.96), (1.0, -0.08), (-1.0, -0.08)], 0.08), shades.dark)
+    pen.box(-0.74, -0.2, 0.74, 0.04, shades.dark)
+    pen.polygon(rounded([(0, -0.96), (1.0, -0.08), (-1.0, -0.08)], 0.08), shades.body)
     pen.box(-0.18, 0.36, 0.18, 0.92, shades.dark)
     for x in (-0.48, 0.48):
-        pen.box(x - 0.15, 0.14, x + 0.15, 0.44, shades.paper)
+        pen.box(x - 0.15, 0.24, x + 0.15, 0.54, shades.paper)
 
 
 def car(pen: Pen) -> None:
@@ -123,14 +124,15 @@ def book(pen: Pen) -> None:
 def kite(pen: Pen) -> None:
     """A kite with its spars and a tail with bows."""
     shades = pen.shades
-    tail = curve((0, 0.3), (0.24, 0.62), (-0.34, 0.6), (-0.1, 0.97))
+    tail = curve((0, 0.4), (0.26, 0.68), (-0.36, 0.66), (-0.1, 0.97))
     pen.line(tail, 0.07, shades.dark)
-    for x, y in ((0.02, 0.6), (-0.13, 0.86)):
+    for x, y in ((0.03, 0.66), (-0.14, 0.88)):
         for side in (-1, 1):
-            pen.polygon([(x, y), (x + side * 0.2, y - 0.11), (x + side * 0.2, y + 0.11)], shades.dark)
-    pen.polygon(rounded([(0, -1.0), (0.68, -0.4), (0, 0.44), (-0.68, -0.4)], 0.05), shades.body)
-    pen.polygon([(0, -0.94), (0, -0.4), (-0.62, -0.4)], shades.light)
-    pen.polygon([(0, 0.38), (0, -0.4), (0.62, -0.4)], shades.light)
+            pen.polygon([(x, y), (x + side * 0.2, y - 0.1), (x + side * 0.2, y + 0.1)], shades.dark)
+    pen.polygon(rounded([(0, -1.0), (0.78, -0.34), (0, 0.54), (-0.78, -0.34)], 0.05), shades.body)
+    pen.polygon([(0, -0.92), (0, -0.34), (-0.7, -0.34)], shades.light)
+    pen.line([(0, -0.92), (0, 0.46)], 0.05, shades.dark)
+    pen.line([(-0.7, -0.34), (0.7, -0.34)], 0.05, shades.dark)
 
 
 def crown(pen: Pen) -> None:

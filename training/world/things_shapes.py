@@ -57,7 +57,7 @@ def cross(pen: Pen) -> None:
 def hexagon(pen: Pen) -> None:
     """A regular hexagon with a flat top."""
     corners = [(math.cos(math.radians(60 * i)), math.sin(math.radians(60 * i))) for i in range(6)]
-    pen.polygon(rounded(corners, 0.09), pen.shades.body)
+    pen.polygon(rounded(corners, 0.05), pen.shades.body)
 
 
 def arrow(pen: Pen) -> None:
