@@ -19,7 +19,7 @@ Path: TypeAlias = list[Point]
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _INK, _PALE_INK = (50, 52, 60), (128, 132, 140)
 _PAPER, _GLASS = (238, 243, 246), (176, 200, 218)
-_DARK_LUMA, _LIGHT_LUMA = 60, 225
+_DARK_LUMA, _LIGHT_LUMA = 60, 238
 
 
 def mixed(colour: Rgb, other: Rgb, share: float) -> Rgb:

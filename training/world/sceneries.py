@@ -169,8 +169,8 @@ def _sea(ground: Ground) -> None:
     """A pale sky over blue water with bands of waves."""
     rng = ground.rng
     horizon = rng.uniform(0.4, 0.46)
-    ground.sky(((0.0, (146, 208, 240)), (horizon, (222, 242, 248))))
-    ground.cloud(rng.uniform(0.15, 0.85), rng.uniform(0.1, 0.2), 0.16, (214, 236, 248))
+    ground.sky(((0.0, (146, 208, 240)), (horizon, (202, 231, 243))))
+    ground.cloud(rng.uniform(0.15, 0.85), rng.uniform(0.1, 0.2), 0.16, (208, 234, 247))
     ground.land([(0, horizon), (1, horizon)], (58, 146, 204))
     for i, colour in enumerate(((48, 132, 194), (40, 118, 184), (33, 104, 172))):
         level = horizon + 0.13 + 0.17 * i
@@ -187,8 +187,8 @@ def _waves(rng: random.Random, level: float, height: float, count: int) -> Path:
 def _meadow(ground: Ground) -> None:
     """Green hills under a light sky, with small pale flowers in the grass."""
     rng = ground.rng
-    ground.sky(((0.0, (142, 210, 244)), (0.55, (220, 243, 250))))
-    ground.cloud(rng.uniform(0.15, 0.85), rng.uniform(0.1, 0.2), 0.15, (230, 246, 252))
+    ground.sky(((0.0, (142, 210, 244)), (0.55, (206, 236, 246))))
+    ground.cloud(rng.uniform(0.15, 0.85), rng.uniform(0.1, 0.2), 0.15, (216, 240, 248))
     ground.land(_hills(rng, 0.5, 0.04, rng.uniform(0.8, 1.2)), (150, 208, 116))
     ground.land(_hills(rng, 0.63, 0.035, rng.uniform(0.7, 1.1)), (122, 190, 94))
     ground.land(_hills(rng, 0.79, 0.03, rng.uniform(0.6, 1.0)), (98, 172, 78))

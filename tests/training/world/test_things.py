@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.world.pen import Pen, Shades, luma
+from training.world.pen import Pen, Shades, luma, mixed
 from training.world.things import FIGURES, draw_thing
-from training.world.vocabulary import COLOURS, THINGS
+from training.world.vocabulary import COLOURS, PASTEL_COLOURS, THINGS
 
 SIDE_PX, RADIUS_PX = 240, 90
 CIRCLE_PX = np.pi * RADIUS_PX**2
@@ -80,3 +80,11 @@ def test_details_can_be_told_from_the_body(colour: str) -> None:
     for detail in (shades.dark, shades.light, shades.paper):
         assert np.abs(np.subtract(detail, shades.body)).max() >= 30
     assert luma(shades.ink) < luma(shades.paper)
+
+
+@pytest.mark.parametrize("colour", PASTEL_COLOURS)
+def test_a_little_noise_does_not_turn_highlights_into_shadows(colour: str) -> None:
+    pastel = mixed(COLOURS[colour], (255, 255, 255), 0.45)
+    for noise in (-8, 8):
+        body = (min(pastel[0] + noise, 255), min(pastel[1] + noise, 255), min(pastel[2] + noise, 255))
+        assert luma(Shades.of(body).light) > luma(body)
