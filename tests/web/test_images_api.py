@@ -4,6 +4,7 @@ import base64
 import errno
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -400,6 +401,17 @@ def test_a_cancelled_job_is_told_as_such(tmp_path: Path, run_studio: StudioMaker
         assert response.status_code == 409
         assert response.json()["error"]["code"] == "cancelled"
         assert response.headers["x-should-retry"] == "false"
+
+
+def test_the_answer_names_the_format_that_the_file_really_has(shared: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_name: str) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)  # without it no JPEG can be encoded
+    answer = ask(shared, prompt="a red fox", n=2, output_format="jpeg").json()
+    assert [opened(picture["b64_json"]).format for picture in answer["data"]] == ["PNG"] * 2
+    assert [picture["output_format"] for picture in answer["data"]] == ["png"] * 2
+    assert answer["output_format"] == "png"
 
 
 def test_waiting_calls_hold_no_threads(tmp_path: Path, run_studio: StudioMaker) -> None:

@@ -223,11 +223,13 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
                 "seed": picture.seed,
                 "picture_id": picture.picture_id,
                 "path": picture.path,
+                "output_format": picture.image_format.value,
             }
             for picture in record.pictures
         ],
         "size": f"{request.width}x{request.height}",
-        "output_format": request.image_format.value,
+        # What the files are, not what was asked for: a picture that cannot be encoded so becomes a PNG.
+        "output_format": record.pictures[0].image_format.value,
         "seed": request.seed,
         "nfe": record.nfe,
         "num_inference_steps": request.num_inference_steps,
