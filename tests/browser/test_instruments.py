@@ -58,6 +58,25 @@ def test_without_a_gpu_the_host_is_shown_and_it_is_said(
         assert machine.locator(".zi-gpu").count() == 0
 
 
+def test_a_page_that_comes_later_draws_what_was_measured_before(
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+) -> None:
+    probe = FakeProbe(gate=threading.Event())
+    assert probe.gate is not None
+    probe.gate.set()
+    points = "[...document.querySelectorAll('zi-machine .zi-spark-line')].map((line) => line.getAttribute('d'))"
+    with run_studio(tmp_path, probe=probe, interval_s=0.1) as studio:
+        early = visit(studio).open()
+        early.page.wait_for_function(f"{points}.length > 5 && {points}.every((d) => d.split(',').length > 12)")
+        probe.gate.clear()  # from now on nothing new is measured
+        late = visit(studio).open()
+        expect(late.page.locator("zi-machine .zi-gpu")).to_be_visible()
+        assert all(line.count(",") >= 12 for line in late.read(points))
+        late.page.get_by_role("button", name="中文").click()
+        assert all(line.count(",") >= 12 for line in late.read(points))
+        probe.gate.set()
+
+
 def test_numbers_that_grow_old_are_marked(tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:
     probe = FakeProbe(gate=threading.Event())
     assert probe.gate is not None

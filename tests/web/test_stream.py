@@ -107,6 +107,22 @@ def test_a_page_hears_the_whole_present_state_first(studio: Studio) -> None:
     assert [event.number for event in events] == sorted({event.number for event in events})
 
 
+def test_a_page_hears_once_what_was_measured_before_it_came(studio: Studio) -> None:
+    with opened(studio) as page:
+        seen = [page.until(lambda event: event.name == "telemetry")[-1].data for _ in range(3)]
+    with opened(studio) as page:
+        events = page.until(lambda event: event.name == "telemetry")
+        events += page.until(lambda event: event.name == "telemetry")
+
+    (history,) = [event.data for event in events if event.name == "history"]
+    assert [event.name for event in events if event.name != "job"] == ["readiness", "history", "telemetry", "telemetry"]
+    (gpu,) = history["gpus"]
+    measured = [each["gpus"][0]["temperature_c"] for each in seen]
+    looks = len(history["host"]["cpu_pct"])
+    assert {len(values) for name, values in gpu.items() if name != "index"} == {looks}
+    assert any(gpu["temperature_c"][place : place + 3] == measured for place in range(looks))
+
+
 def test_telemetry_goes_on_and_says_what_the_contract_says(studio: Studio) -> None:
     with opened(studio) as page:
         first, second = (page.until(lambda event: event.name == "telemetry")[-1].data for _ in range(2))

@@ -47,6 +47,20 @@ def recorded(*events: object) -> JobRecord:
     return record
 
 
+def test_a_history_has_a_place_for_every_look_in_every_list() -> None:
+    two = replace(SNAPSHOT, at_s=2.0, gpus=(*SNAPSHOT.gpus, replace(fake_gpu(0.9), index=1, fan_pct=None)))
+    view = views.history_view([SNAPSHOT, two])
+
+    first, second = view["gpus"]
+    assert (first["index"], second["index"]) == (0, 1)
+    assert first["temperature_c"] == [fake_gpu(0.5).temperature_c] * 2
+    assert second["temperature_c"] == [None, fake_gpu(0.9).temperature_c]
+    assert second["fan_pct"] == [None, None]
+    assert view["host"]["cpu_pct"] == [fake_host().cpu_pct] * 2
+    assert set(view["host"]) == set(views.HOST_NUMBERS)
+    assert views.history_view([]) == {"gpus": [], "host": {name: [] for name in views.HOST_NUMBERS}}
+
+
 def test_a_waiting_job() -> None:
     view = views.job_view(recorded(), MODEL, None)
 

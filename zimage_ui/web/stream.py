@@ -31,13 +31,15 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_S = 15.0
 RECONNECT_MS = 2_000
 RECENT_JOBS = 20
+# As many as the page's lines have points.
+HISTORY_LOOKS = 90
 # More changed things than any page shows; a reader that falls behind further loses the oldest.
 MAILBOX_EVENTS = 256
 # What is on its way to a page cannot be replaced any more, so not too much of it at once.
 _CHUNK_BYTES = 65_536
 _HEARTBEAT = b": still here\n\n"
-_READINESS, _TELEMETRY = "readiness", "telemetry"
-_ONCE = frozenset({_READINESS, _TELEMETRY})
+_READINESS, _HISTORY, _TELEMETRY = "readiness", "history", "telemetry"
+_ONCE = frozenset({_READINESS, _HISTORY, _TELEMETRY})
 
 ChangesListener = Callable[[Changes], None]
 
@@ -106,6 +108,7 @@ class TelemetryStreams:
         self._preview: tuple[Preview | None, str] = (None, "")
         self._ended: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
         self._snapshot: Snapshot | None = None  # the newest that was sent to all
+        self._history: tuple[Snapshot | None, bytes] = (None, b"")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -199,6 +202,7 @@ class TelemetryStreams:
         to = (mailbox,)
         _post(to, _READINESS, self._readiness_event)
         if (snapshot := self._snapshot) is not None:
+            _post(to, _HISTORY, lambda: self._history_event(snapshot))
             _post(to, _TELEMETRY, lambda: self._telemetry_event(snapshot))
         for record in (*reversed(self._board.recent(RECENT_JOBS)), *self._board.active()):
             _post(to, record.job_id, lambda record=record: self._job_event(record))  # type: ignore[misc]
@@ -206,6 +210,15 @@ class TelemetryStreams:
     def _readiness_event(self) -> bytes:
         board, sampler = self._board, self._services.sampler
         return encode_event(_READINESS, views.readiness_view(board.readiness, board.model, sampler.latest))
+
+    def _history_event(self, newest: Snapshot) -> bytes:
+        """What was measured before `newest`; encoded once for all pages that come before the next look."""
+        snapshot, event = self._history
+        if snapshot is not newest:
+            before = [each for each in self._services.sampler.history.since() if each.at_s < newest.at_s]
+            event = encode_event(_HISTORY, views.history_view(before[-HISTORY_LOOKS:]))
+            self._history = (newest, event)
+        return event
 
     def _telemetry_event(self, snapshot: Snapshot) -> bytes:
         services = self._services

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,17 @@ from zimage_ui.storage.library import LibraryRow
 from zimage_ui.telemetry.probe import Snapshot
 
 PREVIEW_QUALITY = 85
+# What changes from look to look, and is drawn as a line.
+GPU_NUMBERS = (
+    "utilization_pct",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "temperature_c",
+    "power_w",
+    "nvml_used_bytes",
+    "fan_pct",
+)
+HOST_NUMBERS = ("cpu_pct", "memory_used_bytes", "process_rss_bytes", "load_1m")
 
 
 def readiness_view(readiness: WarmupProgress, model: ModelInfo | None, snapshot: Snapshot | None) -> dict[str, Any]:
@@ -60,6 +72,23 @@ def telemetry_view(snapshot: Snapshot, queue_length: int, pending_saves: int, ca
         "pending_saves": pending_saves,
         "embedding_cache": asdict(cache),
     }
+
+
+def history_view(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
+    """The sensors over several looks, oldest first: of each device every number as a list, None where it is missing.
+
+    A GPU has a place in each list for each look, also for those at which it was not there.
+    """
+    places = sorted({gpu.index for snapshot in snapshots for gpu in snapshot.gpus})
+    looks = [{gpu.index: gpu for gpu in snapshot.gpus} for snapshot in snapshots]
+    return {
+        "gpus": [{"index": place, **_columns(GPU_NUMBERS, [look.get(place) for look in looks])} for place in places],
+        "host": _columns(HOST_NUMBERS, [snapshot.host for snapshot in snapshots]),
+    }
+
+
+def _columns(names: Sequence[str], readings: Sequence[object]) -> dict[str, list[float | None]]:
+    return {name: [getattr(reading, name, None) for reading in readings] for name in names}
 
 
 def job_view(record: JobRecord, model: ModelInfo | None, preview_url: str | None) -> dict[str, Any]:

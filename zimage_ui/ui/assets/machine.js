@@ -3,15 +3,17 @@
 import { config } from "./config.js";
 import { h, Live, setText } from "./dom.js";
 import { count, ms, seconds } from "./format.js";
-import { GPU_METERS, HOST_METERS, Meters } from "./meters.js";
+import { GPU_METERS, HOST_METERS, Meters, recallMeters } from "./meters.js";
 import { activeJobs, state } from "./store.js";
 import { hasText, t } from "./texts.js";
 
 const STALE_AFTER_MS = Math.max(3000, 2500 * config.telemetry_interval_s);
 const CHECK_MS = 500;
 
+let recalled = null; // the history that the lines have; each is taken once, as they go on from there
+
 class Machine extends Live {
-  static topics = ["telemetry", "jobs"];
+  static topics = ["history", "telemetry", "jobs"];
   #check = 0;
   #shown = null; // the last telemetry that went into the lines
   #gpus = new Map(); // index -> Gpu
@@ -38,10 +40,17 @@ class Machine extends Live {
   }
 
   update(topic) {
-    const { telemetry } = state;
+    const { history, telemetry } = state;
+    if (history !== recalled) this.#recall(history);
     if (telemetry && topic !== "jobs") this.#showSensors(telemetry);
     if (telemetry) this.#showCounters(telemetry);
     this.#showAge();
+  }
+
+  #recall(history) {
+    recalled = history;
+    for (const { index, ...columns } of history.gpus) recallMeters(`gpu ${index}`, GPU_METERS, columns);
+    recallMeters("host", HOST_METERS, history.host);
   }
 
   #showSensors(telemetry) {

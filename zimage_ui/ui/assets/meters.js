@@ -2,7 +2,7 @@
 
 import { h, setText } from "./dom.js";
 import { count, gib, memorySize, percent, withUnit } from "./format.js";
-import { Sparkline } from "./sparkline.js";
+import { recall, Sparkline } from "./sparkline.js";
 import { t } from "./texts.js";
 
 // Of each: the key of its words, its value in a reading, the top of its scale there, and how it is written.
@@ -27,6 +27,11 @@ function ofGib(bytes, total) {
 function ofMost(value, most, unit, write) {
   if (value === null) return t("none");
   return most === null ? `${write(value)}\u00a0${unit}` : `${write(value)} / ${write(most)}\u00a0${unit}`;
+}
+
+/** Gives the lines of `device` what was measured before; `columns` has each value of a reading as a list. */
+export function recallMeters(device, meters, columns) {
+  for (const { key, value } of meters) recall(`${device} ${key}`, columns[value] ?? []);
 }
 
 export class Meters {

@@ -11,16 +11,25 @@ const HEADROOM = 1.15; // above the highest value seen, where the scale has no t
 
 const histories = new Map(); // name -> values; they outlive the elements, which are built anew in each language
 
+/** Puts `values`, the oldest first, in place of what the line `name` had; it is drawn with its next reading. */
+export function recall(name, values) {
+  histories.set(name, values.slice(-MOST_POINTS));
+}
+
 export class Sparkline {
-  #values;
+  #name;
 
   constructor(name) {
-    if (!histories.has(name)) histories.set(name, []);
-    this.#values = histories.get(name);
+    this.#name = name;
     this.line = svg("path", { class: "zi-spark-line" });
     this.area = svg("path", { class: "zi-spark-area" });
     const frame = { class: "zi-spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" };
     this.element = svg("svg", { ...frame, "aria-hidden": "true" }, this.area, this.line);
+  }
+
+  get #values() {
+    if (!histories.has(this.#name)) histories.set(this.#name, []);
+    return histories.get(this.#name);
   }
 
   /** Adds a value (null: no reading, a gap); `most` is the top of the scale, if it has one. */

@@ -1,7 +1,7 @@
-// What the page knows, and its one stream. Elements subscribe to topics: connection, readiness, telemetry, jobs,
+// What the page knows, and its one stream. Elements subscribe to topics: connection, readiness, history, telemetry, jobs,
 // pictures, selection. All truth is the server's; after a reload or a sleep the stream tells it again.
 
-const TOPICS = ["connection", "readiness", "telemetry", "jobs", "pictures", "selection"];
+const TOPICS = ["connection", "readiness", "history", "telemetry", "jobs", "pictures", "selection"];
 const STRIP_PICTURES = 30;
 const KEPT_JOBS = 80;
 const KEPT_PICTURES = 300;
@@ -14,6 +14,7 @@ const subscribers = Object.fromEntries(TOPICS.map((topic) => [topic, new Set()])
 export const state = {
   connection: "connecting", // or "open", "lost"
   readiness: null,
+  history: null, // what was measured before this connection
   telemetry: null,
   telemetryHeardAt: -Infinity, // performance.now()
   jobs: new Map(), // job_id -> job, in the order of their submission
@@ -104,6 +105,7 @@ function open() {
   source.onopen = opened;
   source.onerror = broken;
   source.addEventListener("readiness", (event) => receiveReadiness(JSON.parse(event.data)));
+  source.addEventListener("history", (event) => receiveHistory(JSON.parse(event.data)));
   source.addEventListener("telemetry", (event) => receiveTelemetry(JSON.parse(event.data)));
   source.addEventListener("job", (event) => receiveJob(JSON.parse(event.data)));
 }
@@ -138,6 +140,11 @@ function setConnection(next) {
 function receiveReadiness(readiness) {
   state.readiness = readiness;
   publish("readiness");
+}
+
+function receiveHistory(history) {
+  state.history = history;
+  publish("history");
 }
 
 function receiveTelemetry(telemetry) {
