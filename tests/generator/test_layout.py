@@ -55,6 +55,17 @@ def test_a_tokenizer_may_be_in_its_older_files(folder: Path):
     assert open_model_folder(folder).folder == folder
 
 
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_a_tokenizer_may_be_of_the_plain_kind(folder: Path, name: str):
+    assert open_model_folder(folder).tokenizer_class == "Qwen2Tokenizer"
+    change(folder / "model_index.json", tokenizer=["transformers", name])
+    assert open_model_folder(folder).tokenizer_class == name
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "vocab.json")
+    (folder / "tokenizer" / "merges.txt").touch()  # the files of another kind
+    with pytest.raises(ModelDamagedError, match="has no tokenizer.json"):
+        open_model_folder(folder)
+
+
 def test_headers_say_where_each_tensor_lies(folder: Path):
     weight = open_weight_file(folder / VAE)
     arrays = load_file(weight.path)

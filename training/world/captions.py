@@ -129,6 +129,7 @@ _MEDIA = (
     "a close-up of",
     "a sketch of",
 )
+_NAMES_A_THING = ("a ", "an ", "the ", "one ", "two ", "three ", "four ")
 _EN_NOUN = re.compile(
     r"""(?P<article>\b[aA]n? )?(?<!["'“‘])\b(?P<noun>"""
     + "|".join(
@@ -152,7 +153,7 @@ def distracted(text: str, language: Language, rng: random.Random) -> str:
         text = _with_adjective(text, language, rng)
     if rng.random() < 0.25:
         text = _FILLERS[language].say(rng, text=text.rstrip(".。"))
-    elif language == "en" and rng.random() < 0.25:
+    elif language == "en" and text.startswith(_NAMES_A_THING) and rng.random() < 0.3:
         text = f"{rng.choice(_MEDIA)} {text}"
     if rng.random() < 0.5:
         text = _with_praise(text, language, rng)

@@ -46,7 +46,7 @@ class _Speaker:
         if scene.is_scenic:
             background = words.SCENERY_REMARKS.say(rng, **self._scenery(scene.background))
         else:
-            background = words.COLOUR_TAGS.say(rng, colour=self._colour(scene.background))
+            background = words.COLOUR_TAGS.say(rng, colour=self._behind(scene.background))
         if self._says_background(scene):
             parts.insert(len(parts) if self._chance(0.8) else 0, background)
         if self._says_style(scene):
@@ -69,7 +69,7 @@ class _Speaker:
         rng = self._rng
         if scene.subject is None:
             text = self._background_alone(scene.background)
-            free = True
+            free = text.startswith(("a ", "the "))
         else:
             text = self._subject(scene)
             free = not text.startswith(_LEADS)
@@ -98,12 +98,12 @@ class _Speaker:
             wordings = words.SCENERY_AHEAD if leads else words.SCENERY_BEHIND
             return wordings.say(self._rng, subject=subject, be=be, **self._scenery(background))
         wordings = words.COLOUR_AHEAD if leads else words.COLOUR_BEHIND
-        return wordings.say(self._rng, subject=subject, be=be, colour=self._colour(background))
+        return wordings.say(self._rng, subject=subject, be=be, colour=self._behind(background))
 
     def _background_alone(self, background: str) -> str:
         if background in words.SCENERY_PLACES:
             return words.SCENERY_ALONE.say(self._rng, **self._scenery(background))
-        return words.COLOUR_ALONE.say(self._rng, colour=self._colour(background))
+        return words.COLOUR_ALONE.say(self._rng, colour=self._behind(background))
 
     def _scenery(self, background: str) -> dict[str, str]:
         return {
@@ -177,6 +177,9 @@ class _Speaker:
 
     def _colour(self, colour: str) -> str:
         return words.COLOUR_WORDS[colour].pick(self._rng)
+
+    def _behind(self, background: str) -> str:
+        return words.BACKGROUND_COLOURS[background].pick(self._rng)
 
     def _says_position(self, position: str) -> bool:
         return position != "centre" or self._chance(_SAID["centre"])

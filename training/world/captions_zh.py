@@ -87,7 +87,7 @@ class _Speaker:
         return words.COLOUR_ALONE.say(self._rng, **self._colours(background))
 
     def _colours(self, colour: str) -> dict[str, str]:
-        return {"colour": words.COLOUR_WORDS[colour].pick(self._rng), "short": words.SHORT_COLOURS[colour]}
+        return {"colour": words.BACKGROUND_COLOURS[colour].pick(self._rng), "short": words.SHORT_COLOURS[colour]}
 
     def _subject(self, scene: Scene) -> _Phrase:
         match scene.subject:

@@ -57,6 +57,7 @@ COLOUR_WORDS = {
     "white": Wordings("white"),
     "gray": Wordings("gray", "grey"),
 }
+BACKGROUND_COLOURS = COLOUR_WORDS | {"yellow": Wordings("yellow")}  # gold is no plain background
 SIZE_WORDS = {
     "small": Wordings("small", "little", "tiny"),
     "medium": Wordings("medium-sized", "medium"),
@@ -89,6 +90,7 @@ PLACES = {
         "at the top left",
         "in the top left",
         "in the upper left",
+        "in the top-left corner",
         "top left",
     ),
     "top right": Wordings(
@@ -97,6 +99,7 @@ PLACES = {
         "at the top right",
         "in the top right",
         "in the upper right",
+        "in the top-right corner",
         "top right",
     ),
     "bottom left": Wordings(
@@ -105,6 +108,7 @@ PLACES = {
         "at the bottom left",
         "in the bottom left",
         "in the lower left",
+        "in the bottom-left corner",
         "bottom left",
     ),
     "bottom right": Wordings(
@@ -113,6 +117,7 @@ PLACES = {
         "at the bottom right",
         "in the bottom right",
         "in the lower right",
+        "in the bottom-right corner",
         "bottom right",
     ),
 }
@@ -122,10 +127,14 @@ PLACE_TAGS = {
     "right": Wordings("right", "right side"),
     "top": Wordings("top", "at the top"),
     "bottom": Wordings("bottom", "at the bottom"),
-    "top left": Wordings("top left", "top left corner", "upper left", "upper left corner"),
-    "top right": Wordings("top right", "top right corner", "upper right", "upper right corner"),
-    "bottom left": Wordings("bottom left", "bottom left corner", "lower left", "lower left corner"),
-    "bottom right": Wordings("bottom right", "bottom right corner", "lower right", "lower right corner"),
+    "top left": Wordings("top left", "top left corner", "top-left corner", "upper left", "upper left corner"),
+    "top right": Wordings("top right", "top right corner", "top-right corner", "upper right", "upper right corner"),
+    "bottom left": Wordings(
+        "bottom left", "bottom left corner", "bottom-left corner", "lower left", "lower left corner"
+    ),
+    "bottom right": Wordings(
+        "bottom right", "bottom right corner", "bottom-right corner", "lower right", "lower right corner"
+    ),
 }
 PLACED = Wordings(
     "{thing} {place}", "{thing} {place}", "{place}, {thing}", "{place} there {be} {thing}", "{place} {be} {thing}"
@@ -248,7 +257,13 @@ SCENERY_PLACES = {
     ),
     "sea": Wordings("by the sea", "at the sea", "by the ocean", "at the seaside", "at the beach", "on the sea"),
     "meadow": Wordings(
-        "in a meadow", "on a meadow", "on the grass", "in a grass field", "on a grass field", "on a lawn"
+        "in a meadow",
+        "on a meadow",
+        "on the grass",
+        "in a grass field",
+        "on a grass field",
+        "on a lawn",
+        "in a green field",
     ),
     "snow": Wordings("in the snow", "in a snowy landscape", "on the snow", "in snow", "in winter", "in a snowy field"),
     "city": Wordings("in the city", "in a city", "in front of a city skyline", "in front of a skyline", "in town"),
@@ -267,7 +282,7 @@ SCENERY_NOUNS = {
 SCENERY_TAGS = {
     "day": Wordings("sunny day", "daytime", "blue sky", "day"),
     "sunset": Wordings("sunset", "sunset sky", "dusk", "evening"),
-    "night": Wordings("night", "starry night", "night sky", "starry sky"),
+    "night": Wordings("night", "starry night", "night sky", "starry sky", "nighttime"),
     "sea": Wordings("sea", "ocean", "seaside", "beach"),
     "meadow": Wordings("meadow", "grass field", "grass", "lawn"),
     "snow": Wordings("snow", "snowy landscape", "winter"),
@@ -284,6 +299,7 @@ SCENERY_BEHIND = Wordings(
     "{subject}, {tag} background",
     "{subject}, {place}",
     "{subject} against {noun}",
+    "{subject}, the background is {noun}",
 )
 SCENERY_AHEAD = Wordings(
     "{place}, {subject}",

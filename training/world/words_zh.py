@@ -57,6 +57,7 @@ COLOUR_WORDS = {
     "white": Wordings("白色"),
     "gray": Wordings("灰色"),
 }
+BACKGROUND_COLOURS = COLOUR_WORDS | {"yellow": Wordings("黄色")}  # gold is no plain background
 SHORT_COLOURS = {
     "red": "红",
     "orange": "橙",
@@ -170,7 +171,7 @@ SCENERY_PLACES = {
     "day": Wordings("蓝天下", "晴朗的天空下", "晴空下"),
     "sunset": Wordings("夕阳下", "晚霞中", "夕阳中", "落日下"),
     "night": Wordings("星空下", "夜空下", "夜晚的星空下", "夜空中"),
-    "sea": Wordings("海边", "大海边", "海上", "海面上"),
+    "sea": Wordings("海边", "大海边", "海上", "沙滩上", "海面上"),
     "meadow": Wordings("草地上", "草坪上", "草原上"),
     "snow": Wordings("雪地里", "雪地上", "雪中"),
     "city": Wordings("城市里", "城市中", "都市里", "城里"),

@@ -20,11 +20,14 @@ from zimage_ui.generator.weight_files import FETCH_AGAIN, WeightFile, open_weigh
 INDEX_FILE = "model_index.json"
 MARKER_FILE = "zimage_ui.json"
 
+_QWEN_TOKENIZERS = {"Qwen2Tokenizer", "Qwen2TokenizerFast"}
+# Two names of one class: a tokenizer that is read from its tokenizer.json as it stands.
+_PLAIN_TOKENIZERS = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 # What each part has to be. The published text encoder calls itself Qwen3ForCausalLM in its own configuration; its last
 # matrix, which makes words of states, is not among the weights.
 _PART_CLASSES = {
     "scheduler": {"FlowMatchEulerDiscreteScheduler"},
-    "tokenizer": {"Qwen2Tokenizer", "Qwen2TokenizerFast"},
+    "tokenizer": _QWEN_TOKENIZERS | _PLAIN_TOKENIZERS,
     "text_encoder": {"Qwen3Model", "Qwen3ForCausalLM"},
     "transformer": {"ZImageTransformer2DModel"},
     "vae": {"AutoencoderKL"},
@@ -65,12 +68,14 @@ class ModelFolder:
     Attributes:
         folder: where it lies.
         marker: what its `zimage_ui.json` holds; empty without one.
+        tokenizer_class: what the tokenizer is, "Qwen2Tokenizer" or another that is wholly in its `tokenizer.json`.
         scheduler: the scheduler's configuration.
         text_encoder, transformer, vae: the parts with weights.
     """
 
     folder: Path
     marker: dict[str, Any]
+    tokenizer_class: str
     scheduler: dict[str, Any]
     text_encoder: WeightedPart
     transformer: WeightedPart
@@ -107,12 +112,13 @@ def open_model_folder(folder: Path) -> ModelFolder:
             "ZIMAGE_MODEL takes a folder in diffusers layout (single-file checkpoints cannot be read), "
             "a hub id such as Tongyi-MAI/Z-Image-Turbo, or auto.",
         )
-    _check_classes(folder / INDEX_FILE)
-    _check_tokenizer(folder / "tokenizer")
+    classes = _check_classes(folder / INDEX_FILE)
+    _check_tokenizer(folder / "tokenizer", classes["tokenizer"])
     marker = folder / MARKER_FILE
     return ModelFolder(
         folder=folder,
         marker=read_json(marker) if marker.is_file() else {},
+        tokenizer_class=classes["tokenizer"],
         scheduler=read_json(folder / "scheduler" / _CONFIG_FILES["scheduler"]),
         text_encoder=_open_part(folder / "text_encoder"),
         transformer=_open_part(folder / "transformer"),
@@ -137,26 +143,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_classes(path: Path) -> None:
+def _check_classes(path: Path) -> dict[str, str]:
+    """The class of each part."""
     index = read_json(path)
     pipeline = index.get("_class_name")
     if pipeline != "ZImagePipeline":
         raise ModelDamagedError(
             f"{path} describes a {pipeline}; only ZImagePipeline can be run.", "Choose a Z-Image model."
         )
+    found = {}
     for part, classes in _PART_CLASSES.items():
         entry = index.get(part)
         named = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-        if str(named) not in classes:
+        found[part] = str(named)
+        if found[part] not in classes:
             raise ModelDamagedError(
                 f"{path} names {named} as the {part.replace('_', ' ')}; it has to be {' or '.join(sorted(classes))}.",
                 "Choose a Z-Image model.",
             )
+    return found
 
 
-def _check_tokenizer(folder: Path) -> None:
+def is_qwen_tokenizer(tokenizer_class: str) -> bool:
+    """Whether a tokenizer of that class is Qwen's, which may also be in its older files."""
+    return tokenizer_class in _QWEN_TOKENIZERS
+
+
+def _check_tokenizer(folder: Path, tokenizer_class: str) -> None:
     """Transformers makes an empty tokenizer, without a word, of a folder without these."""
     read_json(folder / _CONFIG_FILES["tokenizer"])
+    if not is_qwen_tokenizer(tokenizer_class):
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelDamagedError(f"{folder} has no tokenizer.json: words are missing.", FETCH_AGAIN)
+        return
     vocabulary = ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt")
     if not all((folder / name).is_file() for name in vocabulary):
         raise ModelDamagedError(

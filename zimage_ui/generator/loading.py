@@ -20,13 +20,14 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from zimage_ui import __version__
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.base import ModelInfo, ProgressListener, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
 from zimage_ui.generator.fingerprint import model_fingerprint, text_encoder_fingerprint
-from zimage_ui.generator.layout import ModelFolder, WeightedPart, open_model_folder
+from zimage_ui.generator.layout import ModelFolder, WeightedPart, is_qwen_tokenizer, open_model_folder
 from zimage_ui.generator.memory import release_memory
 from zimage_ui.generator.model_errors import LOAD_ERRORS, as_load_error
 from zimage_ui.generator.placement import (
@@ -174,7 +175,7 @@ def _load_in_some_plan(files: ModelFolder, choices: _Choices, way: _Way) -> tupl
 
 def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     device, dtype = torch.device(choices.device.torch_name), _DTYPES[choices.dtype.name]
-    tokenizer = _tokenizer(files.folder / "tokenizer", files.text_encoder.config["vocab_size"])
+    tokenizer = _tokenizer(files)
     transformer = make_empty(lambda: ZImageTransformer2DModel.from_config(files.transformer.config))
     vae = make_empty(lambda: AutoencoderKL.from_config(files.vae.config))
     text_encoder = make_empty(lambda: Qwen3Model(_text_encoder_config(files.text_encoder, dtype)))
@@ -205,8 +206,10 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     )
 
 
-def _tokenizer(folder: Path, vocab_size: int) -> Qwen2Tokenizer:
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+def _tokenizer(files: ModelFolder) -> TokenizersBackend:
+    folder, vocab_size = files.folder / "tokenizer", files.text_encoder.config["vocab_size"]
+    kind = Qwen2Tokenizer if is_qwen_tokenizer(files.tokenizer_class) else TokenizersBackend
+    tokenizer = kind.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > vocab_size:
         raise ModelDamagedError(
             f"The tokenizer in {folder} knows {len(tokenizer):,} tokens, the text encoder only {vocab_size:,}.",
