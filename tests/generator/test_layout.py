@@ -62,7 +62,7 @@ def test_a_tokenizer_may_be_of_the_plain_kind(folder: Path, name: str):
     assert open_model_folder(folder).tokenizer_class == name
     (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "vocab.json")
     (folder / "tokenizer" / "merges.txt").touch()  # the files of another kind
-    with pytest.raises(ModelDamagedError, match="has no tokenizer.json"):
+    with pytest.raises(ModelDamagedError, match=r"has no tokenizer\.json"):
         open_model_folder(folder)
 
 
