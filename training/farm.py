@@ -1,0 +1,152 @@
+"""Rendering in the background: processes that draw pictures and say them, as fast as the cores allow, for ever.
+
+Chunks come in a fixed order and each is decided by its number, so that the same farm gives the same pictures however
+many processes it has. Nothing here imports torch: the processes stay small.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.world.captions import caption, distracted
+from training.world.render import render
+from training.world.scene import draw_training_scene
+
+# (width, height): how often a chunk has this size. Larger pictures take longer to draw and to learn from.
+SIZE_SHARES = {(256, 256): 0.66, (320, 192): 0.09, (192, 320): 0.09, (384, 384): 0.1, (512, 512): 0.06}
+CHUNK = 64
+# Each picture is said twice in each language.
+LANGUAGES = ("en", "zh", "en", "zh")
+MAX_TOKENS = 64
+_DISTRACTED_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Pictures of one size with their captions.
+
+    Attributes:
+        pictures: (pictures, height, width, 3), 8-bit RGB.
+        ids: (pictures, captions, MAX_TOKENS), padded at the right with 0.
+        lengths: (pictures, captions), in tokens.
+    """
+
+    pictures: NDArray[np.uint8]
+    ids: NDArray[np.int16]
+    lengths: NDArray[np.int16]
+
+
+class CaptionTokenizer:
+    """The model's tokenizer without transformers: ids of a caption within the chat template's frame.
+
+    Args:
+        folder: of the tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
+
+        mark = "\uffff"
+        template = AutoTokenizer.from_pretrained(folder)
+        text = template.apply_chat_template(
+            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        self._before, self._after = text.split(mark)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def __call__(self, text: str) -> list[int]:
+        """The ids of `text`."""
+        return self._tokenizer.encode(f"{self._before}{text}{self._after}").ids
+
+
+class Farm:
+    """Processes that render chunk after chunk.
+
+    Args:
+        tokenizer: for the captions.
+        processes: how many.
+        first: the number of the first chunk; go on from there after an interruption.
+    """
+
+    def __init__(self, tokenizer: CaptionTokenizer, processes: int, first: int = 0) -> None:
+        self._pool = ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(tokenizer,)
+        )
+        self._numbers = itertools.count(first)
+        self._coming: deque[Future[Chunk]] = deque()
+        for _ in range(3 * processes):
+            self._order()
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Chunk after chunk; waits for each."""
+        while True:
+            yield self.take()
+
+    def take(self) -> Chunk:
+        """The next chunk; waits for it."""
+        chunk = self._coming.popleft().result()
+        self._order()
+        return chunk
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next chunk is there."""
+        return self._coming[0].done()
+
+    def _order(self) -> None:
+        self._coming.append(self._pool.submit(make_chunk_here, next(self._numbers)))
+
+
+class _Process:
+    """What a rendering process keeps."""
+
+    tokenizer: CaptionTokenizer
+
+
+def _prepare(tokenizer: CaptionTokenizer) -> None:
+    _Process.tokenizer = tokenizer
+
+
+def make_chunk_here(number: int) -> Chunk:
+    """`make_chunk` in a process of the farm."""
+    return make_chunk(number, _Process.tokenizer)
+
+
+def make_chunk(number: int, tokenizer: CaptionTokenizer) -> Chunk:
+    """The chunk of that number."""
+    rng = random.Random(f"chunk {number}")
+    width, height = rng.choices(list(SIZE_SHARES), list(SIZE_SHARES.values()))[0]
+    pictures = np.empty((CHUNK, height, width, 3), np.uint8)
+    ids = np.zeros((CHUNK, len(LANGUAGES), MAX_TOKENS), np.int16)
+    lengths = np.zeros((CHUNK, len(LANGUAGES)), np.int16)
+    for index in range(CHUNK):
+        scene = draw_training_scene(rng)
+        pictures[index] = render(scene, width, height, rng.getrandbits(32))
+        for which, language in enumerate(LANGUAGES):
+            text = caption(scene, language, rng)
+            if rng.random() < _DISTRACTED_SHARE:
+                text = distracted(text, language, rng)
+            tokens = tokenizer(text)[:MAX_TOKENS]
+            ids[index, which, : len(tokens)] = tokens
+            lengths[index, which] = len(tokens)
+    return Chunk(pictures, ids, lengths)

@@ -1,0 +1,145 @@
+"""The small model's parts, at the sizes that fit 32 MB, built with fresh weights and stored in diffusers layout.
+
+The classes are those of Z-Image-Turbo. The transformer starts from its stock initialisation: zero modulation with
+Xavier matrices diverged in an earlier attempt. Its pad tokens, which the class leaves at zero, are drawn, so that
+their norm is not divided by nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from transformers import Qwen3Config, Qwen3Model
+
+LATENT_CHANNELS = 16
+VAE_FACTOR = 8
+PATCH = 2
+# The time shift of Z-Image-Turbo: most steps at high noise, where the composition is decided.
+SHIFT = 3.0
+
+_VAE: dict[str, Any] = {"block_out_channels": [32, 64, 80, 96], "layers_per_block": 1, "norm_num_groups": 16}
+_TEXT_ENCODER: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,  # what goes into the last one is the prompt's embedding: two of them work
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 48,
+}
+# A width of 288 makes the feed-forward layer 768 wide, which suits tensor cores; 256 would make it 682.
+_TRANSFORMER: dict[str, Any] = {
+    "dim": 288,
+    "n_layers": 7,
+    "n_refiner_layers": 1,
+    "n_heads": 6,
+    "n_kv_heads": 6,
+    "axes_dims": [16, 16, 16],
+    "axes_lens": [1536, 512, 512],
+}
+
+
+@dataclass(slots=True)
+class Parts:
+    """The weights of a model: what is trained, and what is stored."""
+
+    vae: AutoencoderKL
+    text_encoder: Qwen3Model
+    transformer: ZImageTransformer2DModel
+
+
+def build_vae() -> AutoencoderKL:
+    """A fresh autoencoder: 8x smaller, 16 channels. It has no attention, so it may learn from crops."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * len(_VAE["block_out_channels"]),
+        up_block_types=["UpDecoderBlock2D"] * len(_VAE["block_out_channels"]),
+        latent_channels=LATENT_CHANNELS,
+        sample_size=256,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        **_VAE,
+    )
+
+
+def build_text_encoder(vocab_size: int, pad_token_id: int) -> Qwen3Model:
+    """A fresh text encoder for a tokenizer of `vocab_size` tokens."""
+    config = Qwen3Config(
+        architectures=["Qwen3Model"],
+        vocab_size=vocab_size,
+        pad_token_id=pad_token_id,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        **_TEXT_ENCODER,
+    )
+    return Qwen3Model(config)
+
+
+def build_transformer() -> ZImageTransformer2DModel:
+    """A fresh transformer."""
+    transformer = ZImageTransformer2DModel(
+        in_channels=LATENT_CHANNELS,
+        cap_feat_dim=_TEXT_ENCODER["hidden_size"],
+        rope_theta=256.0,
+        t_scale=1000.0,
+        **_TRANSFORMER,
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token, std=0.02)
+    return transformer
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The noise schedule, of training and of sampling."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
+
+
+def save_model(folder: Path, parts: Parts, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write `parts` to `folder` in diffusers layout, beside the tokenizer that is already there.
+
+    Args:
+        folder: where; files of the same names are replaced.
+        parts: whole and in fp32; they are left as they are.
+        dtype: of the stored weights.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from copy import deepcopy
+
+    scheduler().save_pretrained(folder / "scheduler")
+    for name, part in (("vae", parts.vae), ("text_encoder", parts.text_encoder), ("transformer", parts.transformer)):
+        stored = deepcopy(part).to("cpu", dtype)
+        stored.save_pretrained(folder / name)
+    index = {
+        "_class_name": "ZImagePipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3Model"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "ZImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "zimage_ui.json", {"trained": True, "name": "Z-Image mini", "profile": "mini"})
+
+
+def load_model(folder: Path) -> Parts:
+    """The parts that `save_model` wrote, in fp32.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    return Parts(
+        AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
+        Qwen3Model.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        ZImageTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32),
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
