@@ -10,7 +10,7 @@ _SIDEWAYS = {"left of", "right of", "next to"}
 
 
 def altered(scene: Scene, criterion: str, other: Scene) -> Scene | None:
-    """A scene that differs from `scene` by `criterion` alone; None if `other` (any scene) cannot lend the difference."""
+    """A scene that differs from `scene` by `criterion` alone; None if `other` cannot lend the difference."""
     if criterion == "background":
         return replace(scene, background=other.background) if other.background != scene.background else None
     if criterion in ("thing", "colour"):

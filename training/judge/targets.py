@@ -35,7 +35,8 @@ def layer_targets(objects: Tensor, layer: Layer, height: int, width: int) -> Lay
     Args:
         objects: (pictures, MAX_OBJECTS, columns), on the device where the targets are wanted.
         layer: which of them.
-        height, width: of the pictures.
+        height: of the pictures.
+        width: of the pictures.
     """
     stride = STRIDES[layer]
     rows, columns = height // stride, width // stride
