@@ -23,10 +23,10 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "house": (("座栋间", "房子"), ("座栋间", "房屋"), ("座间", "屋子")),
     "car": (("辆", "汽车"), ("辆", "车"), ("辆", "轿车")),
     "boat": (("艘条只", "船"), ("艘条", "帆船")),
-    "fish": (("条", "鱼"), ("条", "鱼儿")),
-    "bird": (("只", "鸟"), ("只", "鸟儿")),
+    "fish": (("条", "鱼"),),
+    "bird": (("只", "鸟"),),
     "cat": (("只", "猫"), ("只", "猫咪")),
-    "flower": (("朵", "花"), ("朵", "花朵"), ("朵", "花儿")),
+    "flower": (("朵", "花"), ("朵", "花朵")),
     "apple": (("个颗", "苹果"),),
     "balloon": (("个只", "气球"),),
     "umbrella": (("把", "雨伞"), ("把", "伞")),
@@ -118,7 +118,7 @@ SIDES = {
     "above": Wordings("上方", "上面", "上边"),
     "below": Wordings("下方", "下面", "下边", "底下"),
     "next to": Wordings("旁边", "边上", "一旁"),
-    "inside": Wordings("里面", "里", "中间", "内部", "当中"),
+    "inside": Wordings("里面", "中间", "里边", "内部", "当中"),
 }
 PAIRS = Wordings(
     "{b}{side}有{a}",
@@ -136,7 +136,7 @@ PAIRS_APART = {
     "above": Wordings("上面是{a}，下面是{b}", "{a}在上，{b}在下", "{a}在上方，{b}在下方"),
     "below": Wordings("下面是{a}，上面是{b}", "{a}在下，{b}在上", "{a}在下方，{b}在上方"),
     "next to": Wordings("{a}和{b}", "{a}和{b}并排", "{a}与{b}", "{a}跟{b}挨在一起"),
-    "inside": Wordings("{b}，里面有{a}", "{b}包着{a}", "{b}，中间是{a}"),
+    "inside": Wordings("{b}里有{a}", "{a}在{b}里", "{b}，里面有{a}", "{b}包着{a}", "{b}，中间是{a}"),
 }
 
 # A plain background, for a {subject} that is a noun phrase, and for any {subject}.

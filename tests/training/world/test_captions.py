@@ -159,6 +159,7 @@ def test_chinese_has_no_latin_but_the_lettering():
         assert not re.search("[A-Za-z]", text), text
         assert "的的" not in text
         assert "，，" not in text
+        assert not re.search("的里(?![面边])", text), text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
