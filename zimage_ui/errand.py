@@ -26,7 +26,7 @@ from zimage_ui.request import GeneratedImage, GenerationRequest, ImageFormat, Pr
 from zimage_ui.settings import Settings
 from zimage_ui.stages import Stage, Timings
 from zimage_ui.storage.encoders import encode_picture
-from zimage_ui.storage.files import OutputFolder
+from zimage_ui.storage.files import OutputFolder, replace_file
 from zimage_ui.storage.library import Library, LibraryRow
 from zimage_ui.storage.metadata import PictureMetadata
 
@@ -223,18 +223,9 @@ def _replace(path: Path, data: bytes) -> None:
     Raises:
         StorageError: it could not be written.
     """
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        replace_file(path, data)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
 
 

@@ -150,6 +150,28 @@ def test_a_file_is_never_replaced(folder, path):
     assert _hidden(folder) == []
 
 
+def test_a_file_of_a_persons_own_name_is_replaced_whole(tmp_path):
+    for data in (b"first", b"second"):
+        files.replace_file(tmp_path / "picture.png", data)
+        assert (tmp_path / "picture.png").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(os, call, refuse)
+        files.replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["picture.png"]
+
+
 def test_a_taken_temporary_name_is_left_alone(folder, path, monkeypatch):
     path.parent.mkdir()
     taken = path.parent / f".{path.name}.00000000.tmp"

@@ -282,15 +282,37 @@ def _folder_fd(path: Path | str, parent_fd: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole and synced to disk, in place of what was there: for files whose names people choose.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _written(folder_fd, path.name, data) as temporary:
+            os.rename(temporary, path.name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+        os.fsync(folder_fd)
+    finally:
+        os.close(folder_fd)
+
+
 def _write_whole(folder_fd: int, name: str, data: bytes) -> None:
     """Write, sync and publish a file; the folder is left to be synced."""
+    with _written(folder_fd, name, data) as temporary:
+        _publish(folder_fd, temporary, name, data)
+
+
+@contextlib.contextmanager
+def _written(folder_fd: int, name: str, data: bytes) -> Iterator[str]:
+    """`data` in a hidden file beside the one that it shall become, synced; that name of it is gone afterwards."""
     temporary, descriptor = _create_temporary(folder_fd, name)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
-        _publish(folder_fd, temporary, name, data)
+        yield temporary
     finally:
         # What cannot be removed now is hidden, and swept at the next start.
         with contextlib.suppress(OSError):
