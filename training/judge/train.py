@@ -20,6 +20,8 @@ _WARMUP_SHARE = 0.08
 _REPORT_EVERY_S = 10.0
 # Pictures before the first step; on a pool any smaller it would only learn by heart.
 _FIRST_PICTURES = 2_048
+# New chunks taken before each step; many fast processes must not keep the device waiting.
+_CHUNKS_A_STEP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +141,9 @@ def train(
     report(f"{pool.added} pictures after {ready - begun:.1f} s")
     steps, loss, reported = 0, torch.zeros(()), ready
     while (now := time.monotonic()) < end:
-        while stream.is_ready:
-            pool.add(stream.take())
+        for _ in range(_CHUNKS_A_STEP):
+            if stream.is_ready:
+                pool.add(stream.take())
         loss = trainer.step(pool.draw(batch), (now - ready) / (end - ready))
         steps += 1
         if steps % 20 == 0:
