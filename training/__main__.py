@@ -17,6 +17,7 @@ def main() -> None:
     from training.recipe import Options, Training
 
     torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.recompile_limit = 64  # blocks are met in several dtypes, with gradients and without
     given["device"] = torch.device(given["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
     Training(Options(**given)).run()
 

@@ -25,7 +25,7 @@ _SQUARE_WEIGHT = 2.0
 _ROUGHNESS = 0.06
 _CROP, _CROP_CHUNKS = 128, 4
 _WHOLE = 48
-_WHOLE_FROM = 0.65
+_WHOLE_FROM = 0.7
 _LOG_EVERY = 200
 
 
@@ -103,10 +103,11 @@ def psnr_db(vae: AutoencoderKL, batch: Tensor) -> float:
 @torch.no_grad()
 def to_latents(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Bytes (n, height, width, 3) to latents of unit spread, (n, 16, height / 8, width / 8)."""
-    parts = [
-        vae.encode(to_floats(part).contiguous(memory_format=torch.channels_last)).latent_dist.mean
-        for part in pictures.split(32)
-    ]
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        parts = [
+            vae.encode(to_floats(part).contiguous(memory_format=torch.channels_last)).latent_dist.mean
+            for part in pictures.split(32)
+        ]
     return (torch.cat(parts).float() - vae.config.shift_factor) * vae.config.scaling_factor
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world.captions import caption, distracted
+from training.world.captions import Language, caption, distracted
 from training.world.render import render
 from training.world.scene import draw_training_scene
 
@@ -27,7 +27,7 @@ from training.world.scene import draw_training_scene
 SIZE_SHARES = {(256, 256): 0.66, (320, 192): 0.09, (192, 320): 0.09, (384, 384): 0.1, (512, 512): 0.06}
 CHUNK = 64
 # Each picture is said twice in each language.
-LANGUAGES = ("en", "zh", "en", "zh")
+LANGUAGES: tuple[Language, ...] = ("en", "zh", "en", "zh")
 MAX_TOKENS = 64
 _DISTRACTED_SHARE = 0.2
 
@@ -77,14 +77,13 @@ class Farm:
     Args:
         tokenizer: for the captions.
         processes: how many.
-        first: the number of the first chunk; go on from there after an interruption.
     """
 
-    def __init__(self, tokenizer: CaptionTokenizer, processes: int, first: int = 0) -> None:
+    def __init__(self, tokenizer: CaptionTokenizer, processes: int) -> None:
         self._pool = ProcessPoolExecutor(
             processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(tokenizer,)
         )
-        self._numbers = itertools.count(first)
+        self._numbers = itertools.count()
         self._coming: deque[Future[Chunk]] = deque()
         for _ in range(3 * processes):
             self._order()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.model import SHIFT
+from training.muon import StackedMuon
 from training.pool import Batch, LatentPool
 from training.run import Stage, learning_rate, save_atomically, set_learning_rate
 from training.velocity import Velocity
@@ -160,9 +161,7 @@ def make_optimizers(velocity: Velocity, *, muon: bool, scale: float = 1.0) -> li
         torch.optim.AdamW(rest, _ADAMW_PEAK_LR * scale, betas=(0.9, 0.99), weight_decay=0.0, fused=fused)
     ]
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, _MUON_PEAK_LR * scale, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(StackedMuon(matrices, _MUON_PEAK_LR * scale, weight_decay=0.01))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -8,7 +8,8 @@ the same `--run` folder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
@@ -44,7 +45,7 @@ _PROMPTS = (
     "a masterpiece photo of an orange umbrella in the snow, trending",
     "a city",
 )
-_PICTURES_PER_CHUNK_STEP = 3  # flow steps between two chunks: rendering must not take the interpreter from training
+_STEPS_PER_CHUNK = 4  # flow steps between two chunks: rendering must not take the interpreter from training
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Training:
 
     def run(self) -> None:
         """All stages."""
+        self._log_circumstances()
         with self._farm:
             self._run_autoencoder()
             for pictures, labels in self._pictures.chunks:
@@ -108,6 +110,18 @@ class Training:
             if self._options.distil_minutes:
                 self._run_distillation(velocity)
         save_model(self._options.output, self._parts)
+
+    def _log_circumstances(self) -> None:
+        device = self._options.device
+        self._stage("start", 0).log(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            versions={name: version(name) for name in ("torch", "diffusers", "transformers", "tokenizers", "pillow")},
+            options={key: str(value) for key, value in asdict(self._options).items()},
+            parameters={
+                name: sum(parameter.numel() for parameter in getattr(self._parts, name).parameters())
+                for name in ("vae", "text_encoder", "transformer")
+            },
+        )
 
     def _stage(self, name: str, minutes: float) -> Stage:
         return Stage(name, self._options.run, minutes * 60, self._options.device)
@@ -155,7 +169,7 @@ class Training:
         self._show(velocity, "flow")
 
     def _take_latents(self, step: int) -> None:
-        if step % _PICTURES_PER_CHUNK_STEP == 0 and self._farm.is_ready:
+        if step % _STEPS_PER_CHUNK == 0 and self._farm.is_ready:
             chunk = self._farm.take()
             pictures = torch.from_numpy(chunk.pictures).to(self._options.device)
             self._latents.add(to_latents(self._parts.vae, pictures), Labels(chunk.ids, chunk.lengths))
@@ -189,4 +203,4 @@ class Training:
             latents = sample(lambda x, at: velocity(x, at, captions), noise, sampler_sigmas(8, SHIFT))
         pictures = to_pictures(self._parts.vae, latents).cpu()
         rows = [torch.cat(list(row), dim=1) for row in pictures.split(4)]
-        Image.fromarray(torch.cat(rows).numpy()).save(self._options.run / f"{name}.jpg", quality=90)
+        Image.fromarray(torch.cat(rows).numpy()).save(self._options.run / f"{name}.png")

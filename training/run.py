@@ -42,7 +42,7 @@ class Stage:
     @property
     def progress(self) -> float:
         """How far it is, 0..1."""
-        return min(1.0, self.elapsed_s / self.budget_s)
+        return min(1.0, self.elapsed_s / self.budget_s) if self.budget_s else 1.0
 
     @property
     def is_over(self) -> bool:

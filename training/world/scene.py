@@ -140,6 +140,8 @@ _SCENIC_SHARE = 0.35
 _STYLES = {"flat": 0.8, "outline": 0.1, "pastel": 0.1}
 _SIZES = {"small": 0.25, "medium": 0.5, "big": 0.25}
 _REAL_WORDS = 0.5
+# Of plain backgrounds, beyond its turn: who names no background means white.
+_WHITE_SHARE = 0.15
 
 
 def draw_training_scene(rng: random.Random) -> Scene:
@@ -166,6 +168,8 @@ def _draw(rng: random.Random, kind: str) -> Scene:
     scenic = kind == "scenery" or (style != "pastel" and rng.random() < _SCENIC_SHARE)
     palette: Sequence[str] = PASTEL_COLOURS if style == "pastel" else tuple(COLOURS)
     background = rng.choice(SCENERIES if scenic else palette)
+    if not scenic and style != "pastel" and rng.random() < _WHITE_SHARE:
+        background = "white"
     if kind == "scenery":
         return Scene(None, background, style if style == "outline" else "flat")
     hidden = SCENERY_COLOURS[background] if scenic else (background,)

@@ -1,0 +1,146 @@
+"""The test that the small model has to pass: its cases, its scores and its sheets."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.evaluate.cases import (
+    Case,
+    grid_cases,
+    has_held_out_pair,
+    has_held_out_relation,
+    has_held_out_word,
+    held_out_cases,
+    unknown_word_cases,
+)
+from training.evaluate.grids import MAX_BYTES, write_grid
+from training.evaluate.reconstruction import psnr_db
+from training.evaluate.scores import BARS_PCT, Judged, further_scores, missed_bars, score_table
+from training.judge.verdict import Verdict
+from training.world.scene import Group, Lettering, Pair, Scene, Single, is_held_out
+
+RIGHT = Verdict(True, True, True, True, True, True, True)
+GOOD_PSNR = {"256x256": 31.0}
+
+
+def judged(language: str, verdict: Verdict = RIGHT, text: str = "OPEN") -> Judged:
+    scene = Scene(Lettering("sign", "red", text), "white")
+    return Judged(Case("test", language, "a sign", scene, 1), verdict)  # type: ignore[arg-type]
+
+
+def test_the_cases_are_held_out_balanced_and_the_same_every_time() -> None:
+    cases = held_out_cases(500, seed=1)
+    assert cases == held_out_cases(500, seed=1)
+    assert cases != held_out_cases(500, seed=2)
+    english, chinese = ([case for case in cases if case.language == language] for language in ("en", "zh"))
+    assert [case.scene for case in english] == [case.scene for case in chinese]
+    assert [case.seed for case in english] == [case.seed for case in chinese]
+    assert len({case.seed for case in english}) == len(english) == 500
+    assert all(is_held_out(case.scene) for case in cases)
+    subjects = [case.scene.subject for case in english]
+    assert sum(isinstance(subject, Single | Pair) for subject in subjects) >= 250
+    assert sum(isinstance(subject, Group) for subject in subjects) >= 80
+    assert sum(has_held_out_word(case.scene) for case in english) >= 100
+    assert sum(has_held_out_pair(case.scene) for case in english) >= 300
+    assert sum(has_held_out_relation(case.scene) for case in english) >= 100
+
+
+def test_the_prompts_are_in_their_language_and_seeds_are_never_shared_between_parts() -> None:
+    parts = [held_out_cases(40, seed=1), grid_cases(seed=1), unknown_word_cases(10, seed=1)]
+    for case in (case for part in parts for case in part):
+        chinese = any("\u4e00" <= character <= "\u9fff" for character in case.prompt)
+        assert chinese or case.language == "en", case.prompt
+    seeds = [{case.seed for case in part} for part in parts]
+    assert sum(map(len, seeds)) == len(set.union(*seeds))
+    assert len(parts[1]) == 2 * 64
+
+
+def test_scores_count_only_what_was_asked_and_keep_the_languages_apart() -> None:
+    faulty = replace(RIGHT, thing=False, count=None)
+    table = score_table([judged("en"), judged("en", faulty), judged("zh")])
+    assert (table["en"]["thing"].pct, table["en"]["thing"].count) == (50.0, 2)
+    assert (table["en"]["count"].pct, table["en"]["count"].count) == (100.0, 1)
+    assert table["zh"]["thing"].pct == 100.0
+
+
+def test_further_scores_tell_what_was_found_and_which_words() -> None:
+    lost = replace(RIGHT, thing=False, colour=False, place=False)
+    further = further_scores([judged("en"), judged("en", lost, "QX7"), judged("zh")])["en"]
+    assert further["colour, things found"].count == 1
+    assert further["colour, things found"].pct == 100.0
+    assert further["all asked for"].pct == 50.0
+    assert further["word, of a list"].count == further["word, letters drawn"].count == 1
+
+
+def test_no_bar_is_missed_when_all_is_right() -> None:
+    assert missed_bars(score_table([judged("en"), judged("zh")]), GOOD_PSNR) == []
+
+
+@pytest.mark.parametrize("criterion", BARS_PCT)
+def test_every_bar_can_be_missed(criterion: str) -> None:
+    faulty = replace(RIGHT, **{criterion: False})
+    lines = missed_bars(score_table([judged("en", faulty), judged("zh", faulty)]), GOOD_PSNR)
+    assert [line.split(" (")[0] for line in lines] == [criterion, criterion]
+
+
+def test_the_languages_must_not_be_far_apart() -> None:
+    mixed = [judged("en")] * 100 + [judged("zh")] * 96 + [judged("zh", replace(RIGHT, word=False))] * 4
+    (line,) = missed_bars(score_table(mixed), GOOD_PSNR)
+    assert "word: the languages are 4.0 points apart" in line
+
+
+@pytest.mark.parametrize("value", [29.99, math.nan])
+def test_a_poor_autoencoder_is_named(value: float) -> None:
+    (line,) = missed_bars(score_table([judged("en"), judged("zh")]), {"512x512": value})
+    assert line.startswith("reconstruction at 512x512")
+
+
+def test_what_was_never_asked_is_no_success() -> None:
+    unasked = replace(RIGHT, count=None)
+    lines = missed_bars(score_table([judged("en", unasked), judged("zh", unasked)]), GOOD_PSNR)
+    assert len(lines) == 2
+    assert all("no picture was asked for it" in line for line in lines)
+
+
+def test_psnr_of_a_known_error() -> None:
+    black = np.zeros((4, 4, 3), np.uint8)
+    assert psnr_db(black, black) == math.inf
+    assert psnr_db(black, black + np.uint8(255)) == 0.0
+    assert psnr_db(black, black + np.uint8(1)) == pytest.approx(48.13, abs=0.01)
+
+
+def test_a_sheet_of_noise_still_fits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(64)]
+    write_grid(pictures, [judged("en")] * 64, tmp_path / "grid_en.png")
+    assert (tmp_path / "grid_en.png").stat().st_size <= MAX_BYTES
+    with Image.open(tmp_path / "grid_en.png") as image:
+        assert image.width == image.height
+    rows = json.loads((tmp_path / "grid_en.json").read_text(encoding="utf-8"))
+    assert (rows[9]["row"], rows[9]["column"], rows[9]["prompt"]) == (2, 2, "a sign")
+
+
+@pytest.mark.model
+def test_from_a_model_to_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # main sets it: undone after the test
+    from training.evaluate.__main__ import main
+    from training.judge.network import JudgeNetwork, save_network
+    from zimage_ui.generator.untrained import TINY, build_untrained_model
+
+    build_untrained_model(tmp_path / "model", TINY)
+    save_network(JudgeNetwork(), tmp_path / "judge.safetensors")
+    command = f"--model {tmp_path}/model --judge {tmp_path} --output {tmp_path} --device cpu"
+    command += f" --keep {tmp_path}/faults --prompts 5 --unknown 2 --steps 1 --reconstructed 1"
+    status = main(command.split())
+    report = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert status == 1
+    assert report["missed_bars"]
+    assert report["scores"]["en"]["background"]["pictures"] == 5
+    assert report["model"]["trained"] is False
+    assert (tmp_path / "grid_zh.png").exists()
+    assert (tmp_path / "faults" / "faults.json").exists()
