@@ -117,10 +117,10 @@ def test_a_page_hears_once_what_was_measured_before_it_came(studio: Studio) -> N
     (history,) = [event.data for event in events if event.name == "history"]
     assert [event.name for event in events if event.name != "job"] == ["readiness", "history", "telemetry", "telemetry"]
     (gpu,) = history["gpus"]
-    measured = [each["gpus"][0]["temperature_c"] for each in seen]
     looks = len(history["host"]["cpu_pct"])
     assert {len(values) for name, values in gpu.items() if name != "index"} == {looks}
-    assert any(gpu["temperature_c"][place : place + 3] == measured for place in range(looks))
+    past = iter(gpu["temperature_c"])  # a page that reads slowly has not seen all of it
+    assert all(each["gpus"][0]["temperature_c"] in past for each in seen)
 
 
 def test_telemetry_goes_on_and_says_what_the_contract_says(studio: Studio) -> None:
