@@ -119,7 +119,7 @@ class Pen:
     def _stroke(self, pixels: Path, half: float, colour: Rgb) -> None:
         """A line `2 * half` pixels wide with a disc at each point: Pillow's own joints leave notches."""
         self.draw.line(pixels, fill=colour, width=max(1, round(2 * half)))
-        reach = half - 0.5  # Pillow's ellipses include the far edge of their box
+        reach = max(half - 0.5, 0.0)  # Pillow's ellipses include the far edge of their box
         for x, y in pixels:
             self.draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour)
 

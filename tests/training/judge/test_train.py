@@ -97,3 +97,7 @@ def test_the_rate_rises_and_falls_to_almost_nothing() -> None:
     rates = [one_cycle(step / 100) for step in range(101)]
     assert rates[0] < rates[8] == max(rates)
     assert rates[100] == pytest.approx(max(rates) / 1000)
+
+
+def test_even_tiny_pictures_can_be_rendered() -> None:
+    assert render_examples("tiny", 0, 64, 200).pictures.shape == (200, 64, 64, 3)
