@@ -57,7 +57,8 @@ def test_a_running_job_is_cancelled_from_another_tab(
         person = visit(studio).open()
         begin(person, studio, "never to be seen")
         other = visit(studio).open()
-        other.cancel.click()
+        with other.page.expect_response("**/gradio_api/run/predict"):  # the server knows before the job may go on
+            other.cancel.click()
         assert gated.gate is not None
         gated.gate.set()
         for page in (person, other):
