@@ -35,6 +35,7 @@ def _parse() -> dict[str, Any]:
     parser.add_argument("--tokens", type=int, default=384 * 288, help="in a batch")
     parser.add_argument("--pictures", type=int, default=400_000, help="latents kept of 256x256")
     parser.add_argument("--start-from", type=Path, help="a finished model to go on from")
+    parser.add_argument("--rate", type=float, default=1.0, help="of learning, as a share of the usual one")
     parser.add_argument("--adamw", dest="muon", action="store_false", help="no Muon")
     return vars(parser.parse_args())
 

@@ -41,16 +41,19 @@ class FlowTrainer:
         pool: latents and captions, already filled with some.
         stage: the clock and the log.
         muon: matrices within the blocks are trained by Muon, the rest by AdamW; else all by AdamW.
+        rate: of learning, as a share of the usual one: less than 1 for weights that have learned already.
     """
 
-    def __init__(self, velocity: Velocity, pool: LatentPool, stage: Stage, *, muon: bool = True) -> None:
+    def __init__(
+        self, velocity: Velocity, pool: LatentPool, stage: Stage, *, muon: bool = True, rate: float = 1.0
+    ) -> None:
         self.velocity = velocity
         self.step = 0
         self._pool = pool
         self._stage = stage
         self._rng = random.Random("flow")
         self._parameters = velocity.parameters
-        self._optimizers = make_optimizers(velocity, muon=muon)
+        self._optimizers = make_optimizers(velocity, muon=muon, scale=rate)
         self._average = [parameter.detach().clone() for parameter in self._parameters]
 
     def train(self, more: Callable[[], None], pause: Callable[[], None]) -> None:

@@ -63,6 +63,7 @@ class Options:
     tokens: int
     pictures: int
     start_from: Path | None
+    rate: float
     muon: bool
 
 
@@ -151,7 +152,8 @@ class Training:
 
     def _run_flow(self, velocity: Velocity) -> None:
         options = self._options
-        trainer = FlowTrainer(velocity, self._latents, self._stage("flow", options.flow_minutes), muon=options.muon)
+        stage = self._stage("flow", options.flow_minutes)
+        trainer = FlowTrainer(velocity, self._latents, stage, muon=options.muon, rate=options.rate)
         stored = options.run / "flow.pt"
         if stored.exists():
             trainer.load(stored)
