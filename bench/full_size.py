@@ -98,7 +98,7 @@ def in_one_process(folder: Path, sides: list[int], runs: int) -> dict[str, Any]:
     from zimage_ui.generator.zimage import ZImageGenerator
     from zimage_ui.request import GenerationRequest
 
-    generator = ZImageGenerator(str(folder), cache_dir=folder.parent, embedding_cache_bytes=2**28)
+    generator = ZImageGenerator(str(folder), embedding_cache_bytes=2**28)
     begun = time.perf_counter()
     info = generator.load(lambda _: None)
     loaded = time.perf_counter()

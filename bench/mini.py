@@ -56,7 +56,7 @@ class Ours:
     """Our engine, as the service runs it."""
 
     def __init__(self, folder: Path) -> None:
-        self._generator = ZImageGenerator(str(folder), cache_dir=folder.parent, embedding_cache_bytes=2**20)
+        self._generator = ZImageGenerator(str(folder), embedding_cache_bytes=2**20)
         self.info = self._generator.load(lambda _: None)
         self._generator.warmup(lambda _: None)
 
@@ -167,7 +167,7 @@ def load_once(folder: str, threads: int) -> Timings:
 
     torch.set_num_threads(threads)
     imported = time.perf_counter()
-    generator = ZImageGenerator(folder, cache_dir=Path(folder).parent, embedding_cache_bytes=2**20)
+    generator = ZImageGenerator(folder, embedding_cache_bytes=2**20)
     generator.load(lambda _: None)
     return {"imports": (imported - begun) * 1e3, "load": (time.perf_counter() - imported) * 1e3}
 

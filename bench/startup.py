@@ -1,7 +1,7 @@
 """From process start to /livez, the page and ready, over real HTTP: `python -m bench.startup [--runs 5]`.
 
 Each run starts `python app.py` in a new process on a free port and asks without pause from the start. The first run
-may build the small untrained model; it is reported apart. Writes bench/results/startup.json.
+finds cold files; it is reported apart. Writes bench/results/startup.json.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def one_start(model: str, folder: Path) -> dict[str, float]:
     port = free_port()
     environment = {
         **os.environ, "ZIMAGE_PORT": str(port), "ZIMAGE_MODEL": model,
-        "ZIMAGE_OUTPUT_DIR": str(folder / "outputs"), "ZIMAGE_CACHE_DIR": str(folder / "cache"),
+        "ZIMAGE_OUTPUT_DIR": str(folder / "outputs"),
     }  # fmt: skip
     begun = time.perf_counter()
     server = subprocess.Popen([sys.executable, str(ROOT / "app.py")], env=environment, stdout=subprocess.DEVNULL)

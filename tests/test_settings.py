@@ -84,9 +84,9 @@ def test_a_file_that_is_not_toml_is_told(tmp_path):
 
 
 def test_folders_become_absolute_and_home_is_expanded():
-    settings = load_settings(output_dir=Path("~/pictures"), cache_dir=Path("cache"))
+    settings = load_settings(output_dir=Path("~/pictures"))
     assert settings.output_dir == Path.home() / "pictures"
-    assert settings.cache_dir == Path.cwd() / "cache"
+    assert load_settings(output_dir=Path("here")).output_dir == Path.cwd() / "here"
 
 
 def test_settings_are_frozen():

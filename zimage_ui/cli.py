@@ -134,7 +134,7 @@ _GENERATE_PARAMETERS = [
     ),
     *_REQUEST_OPTIONS,
     _option("output", Path | None, help="File to write: .png, .jpg or .webp. [a new one in the output folder]"),
-    *_settings_options("model", "output_dir", "cache_dir", "image_format"),
+    *_settings_options("model", "output_dir", "image_format"),
     _option("warmup", bool, "--warmup", default=False, help="One full pass first: the times are a warm service's."),
     _option("as_json", bool, "--json", default=False, help="Print files, seed, nfe, timings and the model as JSON."),
 ]
@@ -157,7 +157,7 @@ def generate(**options: Any) -> None:
     if report["truncated_tokens"]:
         tell(f"The prompt is too long: its last {report['truncated_tokens']} tokens were not read.")
     if not report["model"]["trained"]:
-        tell("The small model is untrained: its pictures mean nothing. Give a trained one with --model.")
+        tell("The model is untrained: its pictures mean nothing.")
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:

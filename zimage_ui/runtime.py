@@ -55,7 +55,6 @@ def make_generator(settings: Settings, fake: FakeScript = SERVED_FAKE) -> Genera
 
     return ZImageGenerator(
         settings.model,
-        cache_dir=settings.cache_dir,
         embedding_cache_bytes=settings.embedding_cache_mib * 2**20,
     )
 

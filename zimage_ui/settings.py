@@ -45,9 +45,6 @@ class Settings(BaseSettings):
         description="A folder in diffusers layout, a hub id, `auto`, or `fake` (no model at all).",
     )
     output_dir: Path = Field(Path("outputs"), description="Where pictures go.")
-    cache_dir: Path = Field(
-        Path("~/.cache/zimage-ui"), description="Where the small model is built when none is bundled."
-    )
     image_format: ImageFormat = Field(ImageFormat.PNG, description="`png`, `jpeg` or `webp`, unless a request says.")
     queue_size: int = Field(32, ge=1, le=10_000, description="Jobs that may wait; one more is refused with 503.")
     saver_threads: int = Field(2, ge=1, le=16, description="Threads that encode pictures; one more writes them.")
@@ -70,7 +67,7 @@ class Settings(BaseSettings):
             raise ValueError("only this machine's own addresses (127.0.0.1, ::1, localhost) can be bound for now")
         return host
 
-    @field_validator("output_dir", "cache_dir")
+    @field_validator("output_dir")
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()

@@ -21,7 +21,7 @@ def test_a_real_model_paints_what_the_page_shows(tmp_path: Path, run_studio: Stu
     from zimage_ui.generator.zimage import ZImageGenerator
 
     folder = build_untrained_model(tmp_path / "tiny", TINY)
-    generator = ZImageGenerator(str(folder), cache_dir=tmp_path / "cache", embedding_cache_bytes=2**20)
+    generator = ZImageGenerator(str(folder), embedding_cache_bytes=2**20)
     with run_studio(tmp_path, generator=generator) as studio:
         person = visit(studio).open()
         expect(person.page.locator("zi-model")).to_contain_text("fp32")

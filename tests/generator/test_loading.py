@@ -40,7 +40,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, progress: Any = lambda _: None) -> Any:
-    return load_components(str(folder), cache_dir=folder.parent / "cache", progress=progress)
+    return load_components(str(folder), progress=progress)
 
 
 def run_python(script: str, *arguments: str, env: dict[str, str] | None = None) -> str:
@@ -157,12 +157,21 @@ def test_progress_is_true_and_goes_from_nothing_to_all(tiny_folder: Path):
     assert heard[-1].detail == "text encoder, file 6 of 6"
 
 
-def test_auto_loads_the_small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
-    _, info = load_components("auto", cache_dir=tmp_path, progress=lambda _: None)
-    assert not info.trained
-    assert info.profile.name == "mini"
+def test_auto_loads_the_bundled_model_with_its_own_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "BUNDLED_FOLDER", folder)
+    (folder / "zimage_ui.json").write_text('{"trained": true, "name": "Z-Image mini", "profile": "mini"}')
+    _, info = load_components("auto", progress=lambda _: None)
+    assert (info.name, info.trained, info.profile.name) == ("Z-Image mini", True, "mini")
     assert info.source_reason == "there is no NVIDIA GPU that torch can use"
+
+
+def test_the_bundled_model_is_small_and_loads_as_a_trained_one():
+    weights = list(sources.BUNDLED_FOLDER.rglob("*.safetensors"))
+    assert len(weights) == 3
+    assert sum(file.stat().st_size for file in weights) <= 32_000_000
+    _, info = load(sources.BUNDLED_FOLDER)
+    assert (info.name, info.trained, info.profile.name) == ("Z-Image mini", True, "mini")
+    assert "untrained" not in (sources.BUNDLED_FOLDER / "README.md").read_text("utf-8")
 
 
 def test_the_published_text_encoders_configuration_is_understood(folder: Path):
@@ -345,10 +354,9 @@ def test_the_hub_is_as_good_as_a_folder(tiny_folder: Path, tmp_path: Path):
     files = {str(path.relative_to(tiny_folder)): path.read_bytes() for path in tiny_folder.rglob("*") if path.is_file()}
     script = """
 import json, sys
-from pathlib import Path
 from zimage_ui.generator.loading import load_components
 heard = []
-components, info = load_components(sys.argv[1], cache_dir=Path(sys.argv[2]), progress=heard.append)
+components, info = load_components(sys.argv[1], progress=heard.append)
 print(json.dumps({"fingerprint": info.fingerprint, "name": info.name, "source": info.source,
                   "phases": list(dict.fromkeys(step.phase for step in heard)),
                   "progress": [step.progress for step in heard]}))
@@ -356,7 +364,7 @@ print(json.dumps({"fingerprint": info.fingerprint, "name": info.name, "source": 
     with FakeHub(files).running() as hub:
         env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         env |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
-        told = json.loads(run_python(script, REPO_ID, str(tmp_path), env=env))
+        told = json.loads(run_python(script, REPO_ID, env=env))
     _, info = load(tiny_folder)
     assert told["fingerprint"] == info.fingerprint
     assert told["source"] == REPO_ID

@@ -1,15 +1,15 @@
 """What ZIMAGE_MODEL means."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from zimage_ui.errors import ModelError, ModelNotFoundError
+from zimage_ui.errors import ModelNotFoundError
 from zimage_ui.generator import sources
 from zimage_ui.generator.base import WarmupProgress
 from zimage_ui.generator.hub import HubId
-from zimage_ui.generator.layout import is_model_folder
 from zimage_ui.generator.placement import Device
 from zimage_ui.generator.sources import TURBO_ID, ModelSource, find_model
 
@@ -40,17 +40,17 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[HubId]:
 def test_a_folder_is_taken_as_it_is(tmp_path: Path, fetched: list[HubId], monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "my-model").mkdir()
     found = ModelSource(tmp_path / "my-model", "my-model", str(tmp_path / "my-model"))
-    assert find_model(str(tmp_path / "my-model"), CPU, tmp_path, silent) == found
+    assert find_model(str(tmp_path / "my-model"), CPU, silent) == found
     monkeypatch.chdir(tmp_path)
-    assert find_model("my-model", CPU, tmp_path, silent) == found
+    assert find_model("my-model", CPU, silent) == found
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_model("~/my-model", CPU, tmp_path, silent) == found
+    assert find_model("~/my-model", CPU, silent) == found
     assert fetched == []
 
 
 def test_a_hub_id_is_fetched(tmp_path: Path, fetched: list[HubId]):
-    assert find_model("someone/model", CPU, tmp_path, silent) == ModelSource(tmp_path / "hub", "model", "someone/model")
-    assert find_model("someone/model@v2", CPU, tmp_path, silent).source == "someone/model@v2"
+    assert find_model("someone/model", CPU, silent) == ModelSource(tmp_path / "hub", "model", "someone/model")
+    assert find_model("someone/model@v2", CPU, silent).source == "someone/model@v2"
     assert fetched == [HubId("someone/model"), HubId("someone/model", "v2")]
 
 
@@ -59,21 +59,21 @@ def test_a_folder_weighs_more_than_a_hub_id_of_the_same_name(
 ):
     (tmp_path / "someone" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert find_model("someone/model", CPU, tmp_path, silent).folder == tmp_path / "someone" / "model"
+    assert find_model("someone/model", CPU, silent).folder == tmp_path / "someone" / "model"
     assert fetched == []
 
 
 @pytest.mark.parametrize("model", ["nowhere", "/no/where", "./no/where", "~/nowhere", "../no", "a b/c", "a/b/c"])
 def test_neither_a_folder_nor_a_hub_id_is_said(tmp_path: Path, fetched: list[HubId], model: str):
     with pytest.raises(ModelNotFoundError) as raised:
-        find_model(model, CPU, tmp_path, silent)
+        find_model(model, CPU, silent)
     assert repr(model) in raised.value.message
     assert "ZIMAGE_MODEL takes" in raised.value.hint
     assert fetched == []
 
 
 def test_auto_on_a_large_gpu_is_the_real_model(tmp_path: Path, fetched: list[HubId]):
-    source = find_model("auto", LARGE_GPU, tmp_path, silent)
+    source = find_model("auto", LARGE_GPU, silent)
     assert fetched == [TURBO_ID]
     assert (source.name, source.source) == ("Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo")
     assert source.reason.startswith("RTX 4090 can run Z-Image-Turbo: everything fits")
@@ -93,45 +93,15 @@ def test_auto_elsewhere_is_the_bundled_model_with_the_reason(
     bundled.mkdir()
     (bundled / "model_index.json").write_text("{}")
     monkeypatch.setattr(sources, "BUNDLED_FOLDER", bundled)
-    assert find_model("auto", device, tmp_path / "cache", silent) == ModelSource(bundled, "mini", str(bundled), reason)
+    assert find_model("auto", device, silent) == ModelSource(bundled, "mini", str(bundled), reason)
     assert fetched == []
-    assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.model
-def test_auto_without_a_bundled_model_builds_one_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
-    first = find_model("auto", CPU, tmp_path / "cache", silent)
-    assert is_model_folder(first.folder)
-    assert first.folder.parent == tmp_path / "cache"
-    built_at = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
-    assert find_model("auto", CPU, tmp_path / "cache", silent) == first
-    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == built_at
-
-
-@pytest.mark.model
-def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(ModelError, match="cannot be built") as raised:
-        find_model("auto", CPU, tmp_path / "cache", silent)
-    assert "ZIMAGE_CACHE_DIR" in raised.value.hint
-
-
-@pytest.mark.model
-def test_a_disk_that_is_full_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from safetensors import SafetensorError
-
-    from zimage_ui.generator import untrained
-
-    def full_disk(*_arguments: object, **_options: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "nowhere")
-    monkeypatch.setattr(untrained, "save_file", full_disk)
-    with pytest.raises(ModelError, match="No space left on device") as raised:
-        find_model("auto", CPU, tmp_path / "cache", silent)
-    assert "ZIMAGE_CACHE_DIR" in raised.value.hint
+def test_a_package_without_its_small_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "BUNDLED_FOLDER", tmp_path / "mini")
+    with pytest.raises(ModelNotFoundError, match=re.escape(f"missing from {tmp_path / 'mini'}")) as raised:
+        find_model("auto", CPU, silent)
+    assert "install that again" in raised.value.hint
 
 
 @pytest.mark.model

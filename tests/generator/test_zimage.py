@@ -13,24 +13,23 @@ from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest
 
 
-def generator_for(model: Path | str, cache_dir: Path) -> ZImageGenerator:
-    return ZImageGenerator(str(model), cache_dir=cache_dir, embedding_cache_bytes=1 << 20)
+def generator_for(model: Path | str) -> ZImageGenerator:
+    return ZImageGenerator(str(model), embedding_cache_bytes=1 << 20)
 
 
 def test_making_one_imports_nothing_heavy():
     code = """
 import sys
-from pathlib import Path
 from zimage_ui.generator.zimage import ZImageGenerator
-ZImageGenerator("auto", cache_dir=Path("."), embedding_cache_bytes=1).cache_stats()
+ZImageGenerator("auto", embedding_cache_bytes=1).cache_stats()
 print([name for name in ("torch", "diffusers", "transformers", "numpy") if name in sys.modules])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "[]"
 
 
-def test_before_loading_it_says_so(tmp_path):
-    generator: Generator = generator_for("auto", tmp_path)
+def test_before_loading_it_says_so():
+    generator: Generator = generator_for("auto")
     assert generator.info is None
     assert generator.cache_stats().capacity_bytes == 1 << 20
     with pytest.raises(NotReadyError):
@@ -41,10 +40,10 @@ def test_before_loading_it_says_so(tmp_path):
 
 
 @pytest.mark.model
-def test_from_a_folder_to_a_picture(tiny_folder: Path, tmp_path: Path, recorder: Any) -> None:
+def test_from_a_folder_to_a_picture(tiny_folder: Path, recorder: Any) -> None:
     from zimage_ui.generator.placement import read_device
 
-    generator = generator_for(tiny_folder, tmp_path)
+    generator = generator_for(tiny_folder)
     heard: list[WarmupProgress] = []
     info = generator.load(heard.append)
     assert generator.info is info

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[Engine]:
-    components, _ = load_components(str(folder), cache_dir=folder.parent, progress=lambda _: None)
+    components, _ = load_components(str(folder), progress=lambda _: None)
     engine = Engine(components, 2**26)
     engine.fit_preview()
     yield engine
@@ -60,7 +60,7 @@ class Steps(GenerationListener):
 
 
 def test_it_computes_in_bf16_on_the_gpu_and_says_why(folder):
-    components, info = load_components(str(folder), cache_dir=folder.parent, progress=lambda _: None)
+    components, info = load_components(str(folder), progress=lambda _: None)
     assert (info.device, info.dtype) == ("cuda:0", "bf16")
     assert info.device_name in info.dtype_reason
     assert {parameter.device for parameter in components.transformer.parameters()} == {CUDA}

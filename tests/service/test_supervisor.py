@@ -51,7 +51,7 @@ class Supervisor:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
         self._process = subprocess.Popen(
             [BIN / "supervisord", "-n", "-c", self.conf],
-            env={**clean, "ZIMAGE_PORT": str(self.port), "ZIMAGE_CACHE_DIR": str(folder / "cache"), **environment},
+            env={**clean, "ZIMAGE_PORT": str(self.port), **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
         )  # fmt: skip
         self.log: list[str] = []

@@ -195,7 +195,7 @@ def test_the_stock_pipeline_and_ours_read_alike(model_folder: Path, prompt: str)
     from zimage_ui.generator.loading import load_components
 
     stock = ZImagePipeline.from_pretrained(model_folder, torch_dtype=torch.float32)
-    components, _ = load_components(str(model_folder), cache_dir=model_folder.parent, progress=lambda _: None)
+    components, _ = load_components(str(model_folder), progress=lambda _: None)
     ids = tokenize(components.tokenizer, prompt, 512).ids
     with torch.inference_mode():
         (theirs,), _ = stock.encode_prompt(prompt, do_classifier_free_guidance=False)

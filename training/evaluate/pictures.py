@@ -10,8 +10,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,11 +40,8 @@ class Painter:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        with TemporaryDirectory() as cache:
-            self._generator = ZImageGenerator(
-                recipe.model, cache_dir=Path(cache), embedding_cache_bytes=_EMBEDDING_CACHE_BYTES
-            )
-            self.info: ModelInfo = self._generator.load(_hear_nothing)
+        self._generator = ZImageGenerator(recipe.model, embedding_cache_bytes=_EMBEDDING_CACHE_BYTES)
+        self.info: ModelInfo = self._generator.load(_hear_nothing)
 
     def paint(self, case: Case) -> Picture:
         """The picture of `case`."""

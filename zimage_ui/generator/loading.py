@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -105,12 +104,11 @@ class _Choices:
         return replace(self, plan=PlanChoice(plan, f"the plan {self.plan.plan} ran out of memory while loading"))
 
 
-def load_components(model: str, *, cache_dir: Path, progress: ProgressListener) -> tuple[Components, ModelInfo]:
+def load_components(model: str, *, progress: ProgressListener) -> tuple[Components, ModelInfo]:
     """Bring the model that `model` names to the device that is there.
 
     Args:
         model: a folder in diffusers layout, a hub id ("owner/name" or "owner/name@revision"), or "auto".
-        cache_dir: where the small model is built when none is bundled.
         progress: hears of the download, if there is one, and of each tensor's arrival; 0..1 over both.
 
     Raises:
@@ -120,7 +118,7 @@ def load_components(model: str, *, cache_dir: Path, progress: ProgressListener) 
     """
     way = _Way(progress)
     device = read_device()
-    source = find_model(model, device, cache_dir, way.download)
+    source = find_model(model, device, way.download)
     begun = time.perf_counter()
     files = open_model_folder(source.folder)
     profile = find_profile(source.source, files.marker, files.transformer.config, files.scheduler)

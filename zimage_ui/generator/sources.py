@@ -6,9 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from zimage_ui.errors import DeviceMemoryError, ModelError, ModelNotFoundError
+from zimage_ui.errors import DeviceMemoryError, ModelNotFoundError
 from zimage_ui.generator.base import ProgressListener
 from zimage_ui.generator.hub import HubId, fetch_model, parse_hub_id
 from zimage_ui.generator.layout import is_model_folder
@@ -47,24 +45,22 @@ class ModelSource:
     reason: str = ""
 
 
-def find_model(model: str, device: Device, cache_dir: Path, progress: ProgressListener) -> ModelSource:
-    """The folder of the model that `model` names, fetched or built if need be.
+def find_model(model: str, device: Device, progress: ProgressListener) -> ModelSource:
+    """The folder of the model that `model` names, fetched if need be.
 
     A folder of that name weighs more than a hub id.
 
     Args:
         model: the setting.
         device: where the model will run; it decides what `auto` is.
-        cache_dir: where the small model is built when none is bundled.
         progress: hears of a download (0..1 of it).
 
     Raises:
-        ModelNotFoundError: there is no such folder or hub id.
+        ModelNotFoundError: there is no such folder or hub id, or the package lacks its small model.
         ModelDownloadError: the hub did not give it.
-        ModelError: the small model could not be built.
     """
     if model == "auto":
-        return _choose(device, cache_dir, progress)
+        return _choose(device, progress)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return ModelSource(folder.absolute(), folder.absolute().name, str(folder.absolute()))
@@ -77,34 +73,26 @@ def find_model(model: str, device: Device, cache_dir: Path, progress: ProgressLi
     return ModelSource(fetch_model(hub_id, progress), hub_id.name, str(hub_id))
 
 
-def _choose(device: Device, cache_dir: Path, progress: ProgressListener) -> ModelSource:
-    """The best model that `device` can run: Z-Image-Turbo, or a small one."""
+def _choose(device: Device, progress: ProgressListener) -> ModelSource:
+    """The best model that `device` can run: Z-Image-Turbo, or the bundled one."""
     if not device.is_gpu:
-        return _small(cache_dir, "there is no NVIDIA GPU that torch can use")
+        return _bundled("there is no NVIDIA GPU that torch can use")
     need = memory_need(TURBO_SIZES, TURBO.sizes[0], choose_dtype(device).itemsize)
     try:
         plan = choose_plan(device, need)
     except DeviceMemoryError as error:
-        return _small(cache_dir, f"Z-Image-Turbo does not fit: {error.message}")
+        return _bundled(f"Z-Image-Turbo does not fit: {error.message}")
     reason = f"{device.name} can run Z-Image-Turbo: {plan.reason}"
     _log.info("auto is %s: %s", TURBO_ID, reason)
     return ModelSource(fetch_model(TURBO_ID, progress), TURBO_ID.name, str(TURBO_ID), reason)
 
 
-def _small(cache_dir: Path, reason: str) -> ModelSource:
-    """The bundled small model, or the untrained one, which is built once."""
-    if is_model_folder(BUNDLED_FOLDER):
-        folder = BUNDLED_FOLDER
-    else:
-        from zimage_ui.generator.untrained import DEFAULT, RECIPE, build_untrained_model
-
-        folder = cache_dir / f"untrained-{DEFAULT.name}-{RECIPE}"
-        try:
-            build_untrained_model(folder, DEFAULT)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"The small model cannot be built in {cache_dir}: {error}.",
-                "Make room there, or set ZIMAGE_CACHE_DIR to a folder that can be written.",
-            ) from error
-    _log.info("auto is the small model in %s: %s", folder, reason)
-    return ModelSource(folder, folder.name, str(folder), reason)
+def _bundled(reason: str) -> ModelSource:
+    """The small model that comes with the package."""
+    if not is_model_folder(BUNDLED_FOLDER):
+        raise ModelNotFoundError(
+            f"The small model is missing from {BUNDLED_FOLDER}.",
+            "It comes with the package: install that again, or set ZIMAGE_MODEL to a folder or a hub id.",
+        )
+    _log.info("auto is the small model in %s: %s", BUNDLED_FOLDER, reason)
+    return ModelSource(BUNDLED_FOLDER, BUNDLED_FOLDER.name, str(BUNDLED_FOLDER), reason)

@@ -1,7 +1,7 @@
 """A random-weight Z-Image model in exact diffusers layout, built in place from nothing.
 
-It stands in wherever a real model would be too large: the tests run the true code on `TINY`, a first start without a
-bundled model runs on `DEFAULT`, and `FULL` has the size and speed of Z-Image-Turbo itself (speed does not depend on
+It stands in wherever a real model would be too large: the tests run the true code on `TINY`, `DEFAULT` is
+large enough to show something, and `FULL` has the size and speed of Z-Image-Turbo itself (speed does not depend on
 the values). Its pictures are abstract colours that follow prompt and seed; it knows nothing, and its `zimage_ui.json`
 says `"trained": false`, so that whatever shows them can say so.
 

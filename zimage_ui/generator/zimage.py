@@ -7,7 +7,6 @@ server can answer before they are there.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zimage_ui.errors import NotReadyError
@@ -28,16 +27,14 @@ if TYPE_CHECKING:
 class ZImageGenerator:
     """A `Generator` over a Z-Image model in diffusers layout."""
 
-    def __init__(self, model: str, *, cache_dir: Path, embedding_cache_bytes: int) -> None:
+    def __init__(self, model: str, *, embedding_cache_bytes: int) -> None:
         """Keep what `load` needs.
 
         Args:
             model: a folder, a hub id or "auto".
-            cache_dir: where the small model is built when none is bundled.
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
         """
         self._model = model
-        self._cache_dir = cache_dir
         self._embedding_cache_bytes = embedding_cache_bytes
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
@@ -57,7 +54,7 @@ class ZImageGenerator:
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.loading import load_components
 
-        components, info = load_components(self._model, cache_dir=self._cache_dir, progress=progress)
+        components, info = load_components(self._model, progress=progress)
         self._engine = Engine(components, self._embedding_cache_bytes)
         self._info = info
         return info
