@@ -7,6 +7,7 @@ their norm is not divided by nothing.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +111,11 @@ def save_model(folder: Path, parts: Parts, dtype: torch.dtype = torch.bfloat16) 
     Raises:
         OSError: the folder cannot be written.
     """
-    from copy import deepcopy
-
     scheduler().save_pretrained(folder / "scheduler")
     for name, part in (("vae", parts.vae), ("text_encoder", parts.text_encoder), ("transformer", parts.transformer)):
-        stored = deepcopy(part).to("cpu", dtype)
+        stored = copy.deepcopy(part).to("cpu", dtype)
         stored.save_pretrained(folder / name)
+        _forget_origin(folder / name / "config.json")
     index = {
         "_class_name": "ZImagePipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -139,6 +139,13 @@ def load_model(folder: Path) -> Parts:
         Qwen3Model.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         ZImageTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32),
     )
+
+
+def _forget_origin(path: Path) -> None:
+    """Remove the folder that a part was loaded from, which diffusers notes in its configuration."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    _write_json(path, config)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ the same `--run` folder.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -77,7 +78,7 @@ class Training:
         if options.start_from is None:
             build_tokenizer(tokenizer_folder)
         else:
-            AutoTokenizer.from_pretrained(options.start_from / "tokenizer").save_pretrained(tokenizer_folder)
+            shutil.copytree(options.start_from / "tokenizer", tokenizer_folder, dirs_exist_ok=True)
         self._tokenizer = CaptionTokenizer(tokenizer_folder)
         self._farm = Farm(self._tokenizer, options.processes)
         self._pictures = PicturePool(options.device, max(4, options.pictures // 4 // 64))
