@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -23,13 +23,35 @@ from training.world.captions import Language, caption, distracted
 from training.world.render import render
 from training.world.scene import draw_training_scene
 
-# (width, height): how often a chunk has this size. Larger pictures take longer to draw and to learn from.
-SIZE_SHARES = {(256, 256): 0.58, (320, 192): 0.09, (192, 320): 0.09, (384, 384): 0.13, (512, 512): 0.11}
-CHUNK = 64
+# Width and height of a picture.
+Size = tuple[int, int]
 # Each picture is said twice in each language.
 LANGUAGES: tuple[Language, ...] = ("en", "zh", "en", "zh")
 MAX_TOKENS = 64
 _DISTRACTED_SHARE = 0.2
+
+
+def _usual_shares() -> dict[Size, float]:
+    # Larger pictures take longer to draw and to learn from.
+    return {(256, 256): 0.58, (320, 192): 0.09, (192, 320): 0.09, (384, 384): 0.13, (512, 512): 0.11}
+
+
+@dataclass(frozen=True, slots=True)
+class Assortment:
+    """What a farm makes.
+
+    Attributes:
+        shares: how often a chunk has this size.
+        pictures: in a chunk.
+    """
+
+    shares: dict[Size, float] = field(default_factory=_usual_shares)
+    pictures: int = 64
+
+    @property
+    def main_size(self) -> Size:
+        """The most frequent size."""
+        return max(self.shares, key=self.shares.__getitem__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +94,25 @@ class CaptionTokenizer:
 
 
 class Farm:
-    """Processes that render chunk after chunk.
+    """Processes that render chunk after chunk, within its `with` block.
 
     Args:
         tokenizer: for the captions.
         processes: how many.
+        assortment: what they make.
     """
 
-    def __init__(self, tokenizer: CaptionTokenizer, processes: int) -> None:
+    def __init__(self, tokenizer: CaptionTokenizer, processes: int, assortment: Assortment) -> None:
         self._pool = ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(tokenizer,)
+            processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(tokenizer, assortment)
         )
+        self._ahead = 3 * processes
         self._numbers = itertools.count()
         self._coming: deque[Future[Chunk]] = deque()
-        for _ in range(3 * processes):
-            self._order()
 
     def __enter__(self) -> Farm:
+        for _ in range(self._ahead):
+            self._order()
         return self
 
     def __exit__(
@@ -113,32 +137,32 @@ class Farm:
         return self._coming[0].done()
 
     def _order(self) -> None:
-        self._coming.append(self._pool.submit(make_chunk_here, next(self._numbers)))
+        self._coming.append(self._pool.submit(_make_chunk_here, next(self._numbers)))
 
 
 class _Process:
     """What a rendering process keeps."""
 
     tokenizer: CaptionTokenizer
+    assortment: Assortment
 
 
-def _prepare(tokenizer: CaptionTokenizer) -> None:
-    _Process.tokenizer = tokenizer
+def _prepare(tokenizer: CaptionTokenizer, assortment: Assortment) -> None:
+    _Process.tokenizer, _Process.assortment = tokenizer, assortment
 
 
-def make_chunk_here(number: int) -> Chunk:
-    """`make_chunk` in a process of the farm."""
-    return make_chunk(number, _Process.tokenizer)
+def _make_chunk_here(number: int) -> Chunk:
+    return make_chunk(number, _Process.tokenizer, _Process.assortment)
 
 
-def make_chunk(number: int, tokenizer: CaptionTokenizer) -> Chunk:
+def make_chunk(number: int, tokenizer: CaptionTokenizer, assortment: Assortment) -> Chunk:
     """The chunk of that number."""
     rng = random.Random(f"chunk {number}")
-    width, height = rng.choices(list(SIZE_SHARES), list(SIZE_SHARES.values()))[0]
-    pictures = np.empty((CHUNK, height, width, 3), np.uint8)
-    ids = np.zeros((CHUNK, len(LANGUAGES), MAX_TOKENS), np.int16)
-    lengths = np.zeros((CHUNK, len(LANGUAGES)), np.int16)
-    for index in range(CHUNK):
+    width, height = rng.choices(list(assortment.shares), list(assortment.shares.values()))[0]
+    pictures = np.empty((assortment.pictures, height, width, 3), np.uint8)
+    ids = np.zeros((assortment.pictures, len(LANGUAGES), MAX_TOKENS), np.int16)
+    lengths = np.zeros((assortment.pictures, len(LANGUAGES)), np.int16)
+    for index in range(assortment.pictures):
         scene = draw_training_scene(rng)
         pictures[index] = render(scene, width, height, rng.getrandbits(32))
         for which, language in enumerate(LANGUAGES):

@@ -8,8 +8,8 @@ Esser et al., arXiv:2403.03206.)
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.average import RunningMean, assign
 from training.model import SHIFT
 from training.muon import StackedMuon
 from training.pool import Batch, LatentPool
@@ -28,7 +29,7 @@ _MUON_PEAK_LR = 2e-3
 _WARMUP_STEPS = 800
 _DECAY_FROM = 0.6
 _CLIP_NORM = 1.0
-_EMA_DECAY = 0.9993
+_EMA_DECAY, _EMA_WARMUP_STEPS = 0.9993, 100
 _LOG_EVERY = 200
 _REFRESH_EVERY = 100
 
@@ -48,13 +49,13 @@ class FlowTrainer:
         self, velocity: Velocity, pool: LatentPool, stage: Stage, *, muon: bool = True, rate: float = 1.0
     ) -> None:
         self.velocity = velocity
-        self.step = 0
+        self.step = 0  # the next one
         self._pool = pool
         self._stage = stage
         self._rng = random.Random("flow")
         self._parameters = velocity.parameters
         self._optimizers = make_optimizers(velocity, muon=muon, scale=rate)
-        self._average = [parameter.detach().clone() for parameter in self._parameters]
+        self._average = RunningMean(self._parameters, decay=_EMA_DECAY, warmup_steps=_EMA_WARMUP_STEPS)
 
     def train(self, more: Callable[[], None], pause: Callable[[], None]) -> None:
         """Train until the stage's time is up.
@@ -68,10 +69,10 @@ class FlowTrainer:
             if self.step % _REFRESH_EVERY == 0:
                 self._pool.refresh()
             loss, norm = self._train_step(self._pool.draw(self._rng))
-            if self.step % _LOG_EVERY == 0 or self.step in (1, 10, 50):
-                self._report(loss, norm)
+            done, self.step = self.step, self.step + 1  # what `pause` saves goes on with the next one
+            if done % _LOG_EVERY == 0 or done in (1, 10, 50):
+                self._report(done, loss, norm)
                 pause()
-            self.step += 1
 
     def _train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         rate = learning_rate(1.0, self.step, self._stage.progress, warmup_steps=_WARMUP_STEPS, decay_from=_DECAY_FROM)
@@ -84,11 +85,10 @@ class FlowTrainer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
         for optimizer in self._optimizers:
             optimizer.step()
-        decay = min(_EMA_DECAY, (self.step + 1) / (self.step + 100))
-        torch._foreach_lerp_(self._average, [p.detach() for p in self._parameters], 1 - decay)
+        self._average.update(self.step)
         return loss, norm
 
-    def _report(self, loss: Tensor, norm: Tensor) -> None:
+    def _report(self, step: int, loss: Tensor, norm: Tensor) -> None:
         norms = {
             name: parameter.grad.norm().item()
             for name, parameter in self.velocity.named_parameters.items()
@@ -96,30 +96,20 @@ class FlowTrainer:
         }
         largest = sorted(norms, key=norms.__getitem__, reverse=True)[:3]
         self._stage.log(
-            step=self.step,
+            step=step,
             loss=round(loss.item(), 4),
             gradient_norm=round(norm.item(), 3),
             largest={name: round(norms[name], 3) for name in largest},
             pictures=self._pool.pictures,
         )
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Within, the weights are their running mean."""
-        trained = [parameter.detach().clone() for parameter in self._parameters]
-        self._assign(self._average)
-        try:
-            yield
-        finally:
-            self._assign(trained)
+        return self._average.swapped_in()
 
     def finish(self) -> None:
         """Keep the running mean as the weights."""
-        self._assign(self._average)
-
-    @torch.no_grad()
-    def _assign(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_([parameter.data for parameter in self._parameters], values)
+        self._average.keep()
 
     def save(self, path: Path) -> None:
         """Store all that `load` needs to go on."""
@@ -127,8 +117,10 @@ class FlowTrainer:
             "step": self.step,
             "spent_s": self._stage.elapsed_s,
             "weights": [parameter.detach() for parameter in self._parameters],
-            "average": self._average,
+            "average": self._average.values,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "random": self._rng.getstate(),
+            "random_device": _device_random(self._stage.device).get_rng_state(),
         }
         save_atomically(content, path)
 
@@ -141,10 +133,17 @@ class FlowTrainer:
         content = torch.load(path, map_location=self._stage.device, weights_only=True)
         self.step = content["step"]
         self._stage.spent_s = content["spent_s"]
-        self._assign(content["weights"])
-        self._average = content["average"]
+        assign(self._parameters, content["weights"])
+        self._average.values = content["average"]
         for optimizer, state in zip(self._optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
+        self._rng.setstate(content["random"])
+        _device_random(self._stage.device).set_rng_state(content["random_device"].cpu())
+
+
+def _device_random(device: torch.device) -> Any:
+    """The module that keeps the state of the device's random numbers."""
+    return torch.cuda if device.type == "cuda" else torch
 
 
 def make_optimizers(velocity: Velocity, *, muon: bool, scale: float = 1.0) -> list[torch.optim.Optimizer]:

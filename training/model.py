@@ -23,25 +23,36 @@ PATCH = 2
 # The time shift of Z-Image-Turbo: most steps at high noise, where the composition is decided.
 SHIFT = 3.0
 
-_VAE: dict[str, Any] = {"block_out_channels": [32, 64, 80, 96], "layers_per_block": 1, "norm_num_groups": 16}
-_TEXT_ENCODER: dict[str, Any] = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 3,  # what goes into the last one is the prompt's embedding: two of them work
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 48,
-}
-# A width of 288 makes the feed-forward layer 768 wide, which suits tensor cores; 256 would make it 682.
-_TRANSFORMER: dict[str, Any] = {
-    "dim": 288,
-    "n_layers": 7,
-    "n_refiner_layers": 1,
-    "n_heads": 6,
-    "n_kv_heads": 6,
-    "axes_dims": [16, 16, 16],
-    "axes_lens": [1536, 512, 512],
-}
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """How large the parts are; by default as large as 32 MB in bf16 allow.
+
+    Attributes:
+        vae_channels: of the autoencoder's levels, each half as wide and high as the one before.
+        vae_norm_groups: divides each of them.
+        text_width: features of a token; those of the heads may be more or fewer.
+        text_layers: one of them does nothing: what goes into the last is the prompt's embedding.
+        width: features of a token in the transformer. 288 makes the feed-forward layer 768 wide, which suits tensor
+            cores; 256 would make it 682.
+        axis_widths: of the rotary embedding: how many of a head's features tell the place in the text, the row and
+            the column. Their sum times `heads` is `width`.
+    """
+
+    vae_channels: tuple[int, int, int, int] = (32, 64, 80, 96)
+    vae_layers: int = 1
+    vae_norm_groups: int = 16
+    text_width: int = 192
+    text_feed_forward: int = 512
+    text_layers: int = 3
+    text_heads: int = 4
+    text_key_heads: int = 2
+    text_head_width: int = 48
+    width: int = 288
+    layers: int = 7
+    refiner_layers: int = 1
+    heads: int = 6
+    axis_widths: tuple[int, int, int] = (16, 16, 16)
 
 
 @dataclass(slots=True)
@@ -53,42 +64,55 @@ class Parts:
     transformer: ZImageTransformer2DModel
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae(sizes: ModelSizes) -> AutoencoderKL:
     """A fresh autoencoder: 8x smaller, 16 channels. It has no attention, so it may learn from crops."""
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * len(_VAE["block_out_channels"]),
-        up_block_types=["UpDecoderBlock2D"] * len(_VAE["block_out_channels"]),
+        down_block_types=["DownEncoderBlock2D"] * len(sizes.vae_channels),
+        up_block_types=["UpDecoderBlock2D"] * len(sizes.vae_channels),
+        block_out_channels=list(sizes.vae_channels),
+        layers_per_block=sizes.vae_layers,
+        norm_num_groups=sizes.vae_norm_groups,
         latent_channels=LATENT_CHANNELS,
         sample_size=256,
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
-        **_VAE,
     )
 
 
-def build_text_encoder(vocab_size: int, pad_token_id: int) -> Qwen3Model:
+def build_text_encoder(sizes: ModelSizes, vocab_size: int, pad_token_id: int) -> Qwen3Model:
     """A fresh text encoder for a tokenizer of `vocab_size` tokens."""
     config = Qwen3Config(
         architectures=["Qwen3Model"],
         vocab_size=vocab_size,
         pad_token_id=pad_token_id,
+        hidden_size=sizes.text_width,
+        intermediate_size=sizes.text_feed_forward,
+        num_hidden_layers=sizes.text_layers,
+        num_attention_heads=sizes.text_heads,
+        num_key_value_heads=sizes.text_key_heads,
+        head_dim=sizes.text_head_width,
         max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
-        **_TEXT_ENCODER,
     )
     return Qwen3Model(config)
 
 
-def build_transformer() -> ZImageTransformer2DModel:
+def build_transformer(sizes: ModelSizes) -> ZImageTransformer2DModel:
     """A fresh transformer."""
     transformer = ZImageTransformer2DModel(
         in_channels=LATENT_CHANNELS,
-        cap_feat_dim=_TEXT_ENCODER["hidden_size"],
+        cap_feat_dim=sizes.text_width,
+        dim=sizes.width,
+        n_layers=sizes.layers,
+        n_refiner_layers=sizes.refiner_layers,
+        n_heads=sizes.heads,
+        n_kv_heads=sizes.heads,
+        axes_dims=list(sizes.axis_widths),
+        axes_lens=[1536, 512, 512],
         rope_theta=256.0,
         t_scale=1000.0,
-        **_TRANSFORMER,
     )
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(token, std=0.02)

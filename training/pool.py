@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.farm import CHUNK, LANGUAGES, MAX_TOKENS, SIZE_SHARES, Chunk
+from training.farm import LANGUAGES, MAX_TOKENS, Chunk, Size
 from training.model import LATENT_CHANNELS, VAE_FACTOR
 from training.velocity import SEQUENCE_MULTIPLE, Captions
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +91,36 @@ class LatentPool:
         capacity: pictures of the most frequent size that are kept; others by their shares. The oldest go first.
         tokens: a batch has about so many tokens, so that every step takes about the same time.
         empty: ids of the empty prompt, which replaces one caption in ten (guidance needs it later).
+        shares: how often a batch has which size, (width, height) in pixels.
     """
 
     _EMPTY_SHARE = 0.1
     _LONGER_SHARE = 0.04  # of batches: padded by one bucket more, so that long prompts meet no unknown positions
 
-    def __init__(self, device: torch.device, capacity: int, tokens: int, empty: list[int]) -> None:
+    def __init__(
+        self, device: torch.device, capacity: int, tokens: int, empty: list[int], shares: dict[Size, float]
+    ) -> None:
         self._shelves: dict[Size, _Shelf] = {}
         self._device = device
         self._capacity = capacity
         self._tokens = tokens
         self._empty = empty
+        self._shares = shares
 
     def add(self, latents: Tensor, labels: Labels) -> None:
         """Take the latents of a chunk, (pictures, 16, height, width), with its captions."""
         size = latents.shape[3] * VAE_FACTOR, latents.shape[2] * VAE_FACTOR
-        shelf = self._shelves.get(size) or self._new_shelf(size)
-        places = (shelf.stored + torch.arange(CHUNK)) % len(shelf.latents)
+        shelf = self._shelves.get(size) or self._new_shelf(size, len(latents))
+        places = (shelf.stored + torch.arange(len(latents))) % len(shelf.latents)
         shelf.latents[places] = latents.to(shelf.latents.dtype)
         shelf.ids[places] = torch.from_numpy(labels.ids).to(self._device)
         shelf.lengths[places] = torch.from_numpy(labels.lengths).to(self._device)
-        shelf.stored += CHUNK
+        shelf.stored += len(latents)
 
-    def _new_shelf(self, size: Size) -> _Shelf:
+    def _new_shelf(self, size: Size, chunk: int) -> _Shelf:
+        """A shelf for its share of the capacity, in whole chunks, of which it holds one at least."""
         width, height = size
-        rows = int(self._capacity * SIZE_SHARES[size] / max(SIZE_SHARES.values())) // CHUNK * CHUNK or CHUNK
+        rows = int(self._capacity * self._shares[size] / max(self._shares.values())) // chunk * chunk or chunk
         shape = (rows, LATENT_CHANNELS, height // VAE_FACTOR, width // VAE_FACTOR)
         captions = (rows, len(LANGUAGES))
         self._shelves[size] = _Shelf(
@@ -145,7 +148,7 @@ class LatentPool:
         """A random batch; of `size`, or of sizes by their shares."""
         if size is None:
             sizes = [size for size, shelf in self._shelves.items() if shelf.pairs]
-            size = rng.choices(sizes, [SIZE_SHARES[size] for size in sizes])[0]
+            size = rng.choices(sizes, [self._shares[size] for size in sizes])[0]
         shelf = self._shelves[size]
         pairs_of = shelf.pairs or {}
         bucket = rng.choices(list(pairs_of), [len(pairs) for pairs in pairs_of.values()])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,26 @@ class Stage:
         name: for the log.
         folder: of the run.
         budget_s: how long it may take in all.
-        spent_s: how long it took before this process.
         device: where it computes.
+        clock: seconds since some moment; the stage starts when it is made.
+        spent_s: how long it took before this process.
     """
 
     name: str
     folder: Path
     budget_s: float
     device: torch.device
+    clock: Callable[[], float] = time.monotonic
     spent_s: float = 0.0
-    _started_at_s: float = field(default_factory=time.monotonic)
+    _started_at_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started_at_s = self.clock()
 
     @property
     def elapsed_s(self) -> float:
         """Time spent on it, interruptions apart."""
-        return self.spent_s + time.monotonic() - self._started_at_s
+        return self.spent_s + self.clock() - self._started_at_s
 
     @property
     def progress(self) -> float:
