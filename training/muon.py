@@ -1,7 +1,7 @@
 """Muon with all matrices of one shape in one batch.
 
-`torch.optim.Muon` takes matrix by matrix: for the hundred small ones of this model that is 1,900 kernels a step and
-14 of its 71 ms on an H200. The steps are the same (a test holds that), taken for whole stacks at once.
+`torch.optim.Muon` takes matrix by matrix, and the small ones of this model are many: a step with it took 71 ms on an
+H200, one with AdamW 57. The steps are the same (a test holds that), taken for whole stacks at once.
 """
 
 from __future__ import annotations
