@@ -14,11 +14,14 @@ def main() -> None:
     # Not above: the rendering processes import this module, too, and have no use for torch.
     import torch
 
+    if given["device"] is None and not torch.cuda.is_available():
+        raise SystemExit("There is no GPU that torch can use. If the CPU is meant, say --device cpu.")
+
     from training.recipe import Options, Training
 
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64  # blocks are met in several dtypes, with gradients and without
-    given["device"] = torch.device(given["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    given["device"] = torch.device(given["device"] or "cuda")
     Training(Options(**given)).run()
 
 
@@ -26,7 +29,7 @@ def _parse() -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m training", description="Make the small model from nothing.")
     parser.add_argument("--output", type=Path, default=Path("zimage_ui/mini"), help="folder of the finished model")
     parser.add_argument("--run", type=Path, default=Path("training/run"), help="log, checkpoints and sample grids")
-    parser.add_argument("--device", help="cuda or cpu; cuda where there is one")
+    parser.add_argument("--device", help="cuda (if nothing is said) or cpu")
     parser.add_argument("--vae-minutes", type=float, default=4)
     parser.add_argument("--flow-minutes", type=float, default=36)
     parser.add_argument("--distil-minutes", type=float, default=4)

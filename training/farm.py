@@ -70,7 +70,9 @@ class Chunk:
 
 
 class CaptionTokenizer:
-    """The model's tokenizer without transformers: ids of a caption within the chat template's frame.
+    """The model's tokenizer: ids of a caption within the chat template's frame.
+
+    transformers is needed to make it, and not where it goes to be used.
 
     Args:
         folder: of the tokenizer.

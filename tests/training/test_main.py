@@ -32,14 +32,23 @@ def given(monkeypatch):
 
 def test_by_default_it_makes_the_bundled_model(given, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["training"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     command.main()
     (options,) = given
     assert options.output == Path("zimage_ui/mini")
-    assert options.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert options.device == torch.device("cuda")
     assert options.scale == Scale()
     assert options.muon
     assert options.start_from is None
     assert min(options.vae_minutes, options.flow_minutes, options.distil_minutes, options.processes) > 0
+
+
+def test_without_a_gpu_the_bundled_model_is_not_replaced_by_accident(given, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["training"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cpu"):
+        command.main()
+    assert given == []
 
 
 def test_what_is_said_arrives(given, monkeypatch):

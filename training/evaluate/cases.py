@@ -19,7 +19,6 @@ from training.world.scene import (
 
 UNKNOWN_WORDS = "unknown words"
 GRID = "grid"
-UNKNOWN_COUNT = 60
 GRID_COUNT = 64
 
 

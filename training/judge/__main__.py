@@ -28,7 +28,7 @@ SIDE = 256
 def options(arguments: list[str]) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=130.0, help="of training, first renders included")
+    parser.add_argument("--seconds", type=float, default=150.0, help="of training, first renders included")
     parser.add_argument("--device", default="auto", help="cuda, cpu or auto")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the weights and the report")
     parser.add_argument("--batch", type=int, default=256)
