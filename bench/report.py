@@ -39,7 +39,7 @@ def circumstances(*packages: str) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": {
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
             "cpu": _cpu_name(),
             "cpu_count": os.cpu_count(),
             "load_1m": round(os.getloadavg()[0], 2),

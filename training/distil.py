@@ -79,6 +79,7 @@ def distil(
             stage.log(step=step, loss=round(loss.item(), 5), gradient_norm=round(norm.item(), 4))
         step += 1
     average.keep()
+    stage.log(steps=step)
 
 
 def distillation_loss(student: Velocity, teacher: Teacher, batch: Batch, empty: Captions, guidance: float) -> Tensor:

@@ -26,7 +26,7 @@ from training.world.scene import draw_training_scene
 # Width and height of a picture.
 Size = tuple[int, int]
 # Each picture is said twice in each language.
-LANGUAGES: tuple[Language, ...] = ("en", "zh", "en", "zh")
+SAID_IN: tuple[Language, ...] = ("en", "zh", "en", "zh")
 MAX_TOKENS = 64
 _DISTRACTED_SHARE = 0.2
 
@@ -162,12 +162,12 @@ def make_chunk(number: int, tokenizer: CaptionTokenizer, assortment: Assortment)
     rng = random.Random(f"chunk {number}")
     width, height = rng.choices(list(assortment.shares), list(assortment.shares.values()))[0]
     pictures = np.empty((assortment.pictures, height, width, 3), np.uint8)
-    ids = np.zeros((assortment.pictures, len(LANGUAGES), MAX_TOKENS), np.int16)
-    lengths = np.zeros((assortment.pictures, len(LANGUAGES)), np.int16)
+    ids = np.zeros((assortment.pictures, len(SAID_IN), MAX_TOKENS), np.int16)
+    lengths = np.zeros((assortment.pictures, len(SAID_IN)), np.int16)
     for index in range(assortment.pictures):
         scene = draw_training_scene(rng)
         pictures[index] = render(scene, width, height, rng.getrandbits(32))
-        for which, language in enumerate(LANGUAGES):
+        for which, language in enumerate(SAID_IN):
             text = caption(scene, language, rng)
             if rng.random() < _DISTRACTED_SHARE:
                 text = distracted(text, language, rng)

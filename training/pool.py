@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.farm import LANGUAGES, MAX_TOKENS, Chunk, Size
+from training.farm import MAX_TOKENS, SAID_IN, Chunk, Size
 from training.model import LATENT_CHANNELS, VAE_FACTOR
 from training.velocity import SEQUENCE_MULTIPLE, Captions
 
@@ -122,7 +122,7 @@ class LatentPool:
         width, height = size
         rows = int(self._capacity * self._shares[size] / max(self._shares.values())) // chunk * chunk or chunk
         shape = (rows, LATENT_CHANNELS, height // VAE_FACTOR, width // VAE_FACTOR)
-        captions = (rows, len(LANGUAGES))
+        captions = (rows, len(SAID_IN))
         self._shelves[size] = _Shelf(
             torch.empty(shape, dtype=torch.bfloat16, device=self._device),
             torch.empty((*captions, MAX_TOKENS), dtype=torch.int16, device=self._device),

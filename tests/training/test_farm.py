@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.farm import LANGUAGES, MAX_TOKENS, Assortment, Farm, make_chunk
+from training.farm import MAX_TOKENS, SAID_IN, Assortment, Farm, make_chunk
 from training.tokenizer import END, PAD, START, vocabulary
 from training.world import scene as scenes
 
@@ -28,8 +28,8 @@ def same(first, second):
 def test_a_chunk_is_pictures_of_one_size_and_four_captions_each(chunk):
     assert chunk.pictures.shape == (40, 48, 64, 3)
     assert chunk.pictures.dtype == np.uint8
-    assert chunk.ids.shape == (40, len(LANGUAGES), MAX_TOKENS)
-    assert chunk.lengths.shape == (40, len(LANGUAGES))
+    assert chunk.ids.shape == (40, len(SAID_IN), MAX_TOKENS)
+    assert chunk.lengths.shape == (40, len(SAID_IN))
     assert len({picture.tobytes() for picture in chunk.pictures}) == 40
 
 
@@ -55,7 +55,7 @@ def test_each_picture_is_said_twice_in_each_language(chunk):
         return any("\u4e00" <= character <= "\u9fff" for number in ids for character in vocabulary()[number])
 
     for captions in chunk.ids:
-        assert [is_chinese(ids) for ids in captions] == [language == "zh" for language in LANGUAGES]
+        assert [is_chinese(ids) for ids in captions] == [language == "zh" for language in SAID_IN]
 
 
 def test_tokenizing_is_the_products(tokenizer, tokenizer_folder):

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from zimage_ui.generator.fingerprint import model_fingerprint
+from zimage_ui.generator.sources import BUNDLED_FOLDER
+
+pytestmark = pytest.mark.model
+
 ROOT = Path(__file__).parents[2]
 SCORES = json.loads((ROOT / "training/results/scores.json").read_text("utf-8"))
 SPEED = json.loads((ROOT / "bench/results/mini.json").read_text("utf-8"))
@@ -16,6 +21,12 @@ def _rows(document: str, heads: int) -> dict[str, list[str]]:
     """The rows of tables in `document` with `heads` cells, by their first."""
     rows = [re.split(r"\s*\|\s*", line.strip("| \n")) for line in (ROOT / document).read_text("utf-8").splitlines()]
     return {row[0]: row[1:] for row in rows if len(row) == heads}
+
+
+def test_the_stored_results_are_those_of_the_bundled_model():
+    fingerprint = model_fingerprint(BUNDLED_FOLDER)
+    assert SCORES["model"]["fingerprint"] == fingerprint
+    assert SPEED["model"]["fingerprint"] == fingerprint
 
 
 def test_every_bar_was_met():

@@ -29,7 +29,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
     parser.add_argument("--seconds", type=float, default=150.0, help="of training, first renders included")
-    parser.add_argument("--device", default="auto", help="cuda, cpu or auto")
+    parser.add_argument("--device", help="cuda (if nothing is said) or cpu")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the weights and the report")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--processes", type=int, default=max(1, min(16, os.cpu_count() or 1)), help="that render")
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     """Train, measure, write; the exit status."""
     begun = time.monotonic()
     asked = options(arguments)
+    if asked.device is None and not _has_gpu():
+        raise SystemExit("There is no GPU that torch can use. If the CPU is meant, say --device cpu.")
 
     from training.judge.examples import ExampleStream
 
@@ -59,6 +61,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _train_and_measure(asked: argparse.Namespace, stream: ExampleStream) -> tuple[TrainingFigures, dict[str, Accuracy]]:
     import torch
 
@@ -69,7 +77,7 @@ def _train_and_measure(asked: argparse.Namespace, stream: ExampleStream) -> tupl
     from training.judge.train import ExamplePool, Trainer, train
 
     torch.manual_seed(asked.seed)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked.device == "auto" else asked.device)
+    device = torch.device(asked.device or "cuda")
     trainer = Trainer(JudgeNetwork(), device)
     pool = ExamplePool(device, max(asked.batch, asked.pool))
     figures = train(trainer, stream, pool, batch=asked.batch, seconds=asked.seconds, report=print)
