@@ -64,6 +64,7 @@ class FlowTrainer:
             more: called before every step, to let latents arrive.
             pause: called after every log line, to save and show what is there.
         """
+        begun_at = self.step
         while not self._stage.is_over:
             more()
             if self.step % _REFRESH_EVERY == 0:
@@ -73,7 +74,8 @@ class FlowTrainer:
             if done % _LOG_EVERY == 0 or done in (1, 10, 50):
                 self._report(done, loss, norm)
                 pause()
-        self._stage.log(steps=self.step, pictures=self._pool.pictures)
+        if self.step > begun_at:
+            self._stage.log(steps=self.step, pictures=self._pool.pictures)
 
     def _train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         rate = learning_rate(1.0, self.step, self._stage.progress, warmup_steps=_WARMUP_STEPS, decay_from=_DECAY_FROM)

@@ -122,7 +122,9 @@ def test_what_is_logged(make_velocity, pool, make_stage, clock):
     trainer = FlowTrainer(velocity, pool, stage)
     trainer.train(clock.tick, lambda: pauses.append(trainer.step))
     lines = [json.loads(line) for line in (stage.folder / "log.jsonl").read_text("utf-8").splitlines()]
+    *lines, last = lines
     assert [line["step"] for line in lines] == [0, 1, 10]
+    assert last["steps"] == trainer.step
     assert pauses == [1, 2, 11]  # so many steps are done
     for line in lines:
         assert line["pictures"] == 8
