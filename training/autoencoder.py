@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from training.average import RunningMean
 from training.farm import Size
-from training.pool import PicturePool, to_floats
+from training.pixels import to_floats
+from training.pool import PicturePool
 from training.run import Stage, learning_rate
 
 _PEAK_LR = 1.2e-3

@@ -6,19 +6,14 @@ many processes it has. Nothing here imports torch: the processes stay small.
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import random
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.chunks import ChunkProcesses
 from training.world.captions import Language, caption, distracted
 from training.world.render import render
 from training.world.scene import draw_training_scene
@@ -95,7 +90,7 @@ class CaptionTokenizer:
         return self._tokenizer.encode(f"{self._before}{text}{self._after}").ids
 
 
-class Farm:
+class Farm(ChunkProcesses[Chunk]):
     """Processes that render chunk after chunk, within its `with` block.
 
     Args:
@@ -105,41 +100,7 @@ class Farm:
     """
 
     def __init__(self, tokenizer: CaptionTokenizer, processes: int, assortment: Assortment) -> None:
-        self._pool = ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(tokenizer, assortment)
-        )
-        self._ahead = 3 * processes
-        self._numbers = itertools.count()
-        self._coming: deque[Future[Chunk]] = deque()
-
-    def __enter__(self) -> Farm:
-        for _ in range(self._ahead):
-            self._order()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Chunk after chunk; waits for each."""
-        while True:
-            yield self.take()
-
-    def take(self) -> Chunk:
-        """The next chunk; waits for it."""
-        chunk = self._coming.popleft().result()
-        self._order()
-        return chunk
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next chunk is there."""
-        return self._coming[0].done()
-
-    def _order(self) -> None:
-        self._coming.append(self._pool.submit(_make_chunk_here, next(self._numbers)))
+        super().__init__(_make_chunk_here, processes, _prepare, (tokenizer, assortment))
 
 
 class _Process:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.farm import MAX_TOKENS, SAID_IN, Chunk, Size
 from training.model import LATENT_CHANNELS, VAE_FACTOR
+from training.pixels import to_floats
 from training.velocity import SEQUENCE_MULTIPLE, Captions
 
 
@@ -57,11 +58,6 @@ class PicturePool:
         width, height = size
         fitting = [entry for entry, _ in self.chunks if entry.shape[1:3] == (height, width)]
         return to_floats(torch.cat([rng.choice(fitting)[: pictures // 2] for _ in range(2)]))
-
-
-def to_floats(pictures: Tensor) -> Tensor:
-    """Pictures as the autoencoder takes them: (n, height, width, 3) bytes to (n, 3, height, width) in -1..1."""
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(slots=True)

@@ -16,7 +16,8 @@ from training.autoencoder import (
 )
 from training.farm import Assortment, make_chunk
 from training.model import build_vae
-from training.pool import PicturePool, to_floats
+from training.pixels import to_floats
+from training.pool import PicturePool
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 

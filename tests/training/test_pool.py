@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from training.farm import Chunk
-from training.pool import Labels, LatentPool, PicturePool, to_floats
+from training.pixels import to_floats
+from training.pool import Labels, LatentPool, PicturePool
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.pixels import to_floats
 from training.world.render import render
 from training.world.scene import draw_scene
 
@@ -30,7 +31,7 @@ def reconstruction_psnr_db(model: Path, side: int, pictures: int, seed: int, dev
     for _ in range(pictures):
         picture = render(draw_scene(rng, lambda scene: True), side, side, rng.getrandbits(32))
         with torch.inference_mode():
-            pixels = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+            pixels = to_floats(torch.from_numpy(picture).to(device)[None])
             decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0]
             again = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         found.append(psnr_db(picture, again))

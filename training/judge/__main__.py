@@ -71,7 +71,7 @@ def _train_and_measure(asked: argparse.Namespace, stream: ExampleStream) -> tupl
     import torch
 
     from training.judge.accuracy import measure_accuracy
-    from training.judge.examples import CHUNK
+    from training.judge.examples import CHUNK, render_examples
     from training.judge.network import JudgeNetwork, load_network, save_network
     from training.judge.sight import look
     from training.judge.train import ExamplePool, Trainer, train
@@ -83,7 +83,10 @@ def _train_and_measure(asked: argparse.Namespace, stream: ExampleStream) -> tupl
     figures = train(trainer, stream, pool, batch=asked.batch, seconds=asked.seconds, report=print)
     save_network(trainer.network, asked.output / WEIGHTS_FILE)
     network = load_network(asked.output / WEIGHTS_FILE, device)  # what is stored is what is measured
-    chunks = [stream.submit(f"fresh {asked.seed}", number) for number in range(-(-asked.fresh // CHUNK))]
+    chunks = [
+        stream.submit(render_examples, f"fresh {asked.seed}", number, asked.side)
+        for number in range(-(-asked.fresh // CHUNK))
+    ]
     examples = [chunk.result() for chunk in chunks]
     pictures = [picture for part in examples for picture in part.pictures][: asked.fresh]
     scenes = [scene for part in examples for scene in part.scenes][: asked.fresh]

@@ -5,19 +5,16 @@ No torch here: the processes stay small. Every chunk is decided by its name and 
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import random
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.chunks import ChunkProcesses
 from training.world.layout import Placed
 from training.world.lettering import Glyph
 from training.world.render import render_placed
@@ -104,8 +101,8 @@ def object_rows(scene: Scene, placed: Iterable[Placed], glyphs: Iterable[Glyph])
     return table
 
 
-class ExampleStream:
-    """Processes that render chunk after chunk; the order is fixed.
+class ExampleStream(ChunkProcesses[Examples]):
+    """Processes that render chunk after chunk, within its `with` block.
 
     Args:
         name: of the stream; two names share no picture.
@@ -114,35 +111,4 @@ class ExampleStream:
     """
 
     def __init__(self, name: str, side: int, processes: int) -> None:
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        self._name, self._side = name, side
-        self._numbers = itertools.count()
-        self._coming: deque[Future[Examples]] = deque()
-        for _ in range(3 * processes):
-            self._order()
-
-    def __enter__(self) -> ExampleStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def submit(self, name: str, number: int) -> Future[Examples]:
-        """Have chunk `number` of another stream rendered too."""
-        return self._pool.submit(render_examples, name, number, self._side)
-
-    def take(self) -> Examples:
-        """The next chunk; waits for it."""
-        examples = self._coming.popleft().result()
-        self._order()
-        return examples
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next chunk is there."""
-        return self._coming[0].done()
-
-    def _order(self) -> None:
-        self._coming.append(self.submit(self._name, next(self._numbers)))
+        super().__init__(partial(render_examples, name, side=side), processes)

@@ -111,11 +111,6 @@ class JudgeNetwork(nn.Module):
         )
 
 
-def to_input(pictures: Tensor) -> Tensor:
-    """8-bit pictures (n, height, width, 3) as the network takes them."""
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def save_network(network: JudgeNetwork, path: Path) -> None:
     """Write the weights in bf16."""
     state = {

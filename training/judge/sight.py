@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.judge.examples import COLOUR_NAMES, LABELS, Layer
-from training.judge.network import JudgeNetwork, Output, to_input
+from training.judge.network import JudgeNetwork, Output
+from training.pixels import to_floats
 from training.world.vocabulary import BACKGROUNDS
 
 # Letters stand twice as far from one another, in fractions of the picture.
@@ -75,7 +76,7 @@ def look(network: JudgeNetwork, pictures: Sequence[NDArray[np.uint8]], batch: in
     with torch.inference_mode():
         for start in range(0, len(pictures), batch):
             stacked = torch.from_numpy(np.stack(pictures[start : start + batch])).to(device)
-            seen += read_output(network(to_input(stacked)))
+            seen += read_output(network(to_floats(stacked)))
     return seen
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from training.judge.augment import augment
 from training.judge.examples import Examples, ExampleStream
-from training.judge.network import JudgeNetwork, to_input
+from training.judge.network import JudgeNetwork
 from training.judge.targets import loss_of
+from training.pixels import to_floats
 
 _PEAK_RATE, _WEIGHT_DECAY, _CLIP = 2e-3, 0.02, 5.0
 _WARMUP_SHARE = 0.08
@@ -90,7 +91,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = one_cycle(progress)
         self.network.train()
-        pictures, objects = to_input(batch.pictures), batch.objects
+        pictures, objects = to_floats(batch.pictures), batch.objects
         if augmented:
             pictures, objects = augment(pictures, objects)
         height, width = pictures.shape[-2:]
