@@ -191,7 +191,7 @@ PAIRS = {
         "{a} and {b}",
         "{a} and {b} side by side",
         "{a} near {b}",
-        "{b} with {a} next to it",
+        "{a} with {b} next to it",
         "{a} alongside {b}",
     ),
     "inside": Wordings(
@@ -357,6 +357,17 @@ LETTERING = Wordings(
     "{text} on a {colour} {surface}",
     "{text} written on a {colour} {surface}",
     "a {colour} {surface} on which {text} is written",
+)
+# Capitals without quotation marks are lettering only where a word of writing stands right before or behind them.
+LETTERING_UNQUOTED = Wordings(
+    "a {colour} {surface} saying {text}",
+    "a {colour} {surface} that says {text}",
+    "a {colour} {surface} with the {kind} {text}",
+    "a {colour} {surface} that reads {text}",
+    "the {kind} {text} on a {colour} {surface}",
+    "a {colour} {surface} reading {text}",
+    "a {colour} {surface} with the text {text}",
+    "a {colour} {text} {surface}",
 )
 KINDS_OF_TEXT = {
     "word": Wordings("word", "word", "lettering", "letters"),

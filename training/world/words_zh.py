@@ -86,6 +86,12 @@ SIZED = {
         "大的{coloured}",
     ),
 }
+# Without a colour.
+SIZED_ONLY = {
+    "small": Wordings("小{noun}", "小小的{noun}", "很小的{noun}"),
+    "medium": Wordings("中等大小的{noun}"),
+    "big": Wordings("大{noun}", "大大的{noun}", "很大的{noun}", "巨大的{noun}"),
+}
 UNSIZED = Wordings("{colour}{noun}", "{colour}的{noun}")
 UNSIZED_BEFORE_ONE_CHARACTER = Wordings("{colour}的{noun}", "{colour}{noun}")  # 红色的树
 NUMBERS = {
@@ -243,6 +249,17 @@ LETTERING_CLAUSE = Wordings(
     "{one}{colour}的{surface}上有{kind}{text}",
     "{one}{colour}{surface}，文字是{text}",
     "{text}写在{one}{colour}{surface}上",
+    "{one}{colour}的{surface}写着{text}",
+)
+# Capitals without quotation marks are lettering only where a word of writing stands right before them.
+LETTERING_NOUN_UNQUOTED = Wordings(
+    "{one}写着{text}的{colour}{surface}", "{one}印着{text}的{colour}{surface}", "{one}写有{text}的{colour}{surface}"
+)
+LETTERING_CLAUSE_UNQUOTED = Wordings(
+    "{one}{colour}的{surface}，上面写着{text}",
+    "{one}{colour}{surface}上写着{text}",
+    "{one}{colour}的{surface}上有{kind}{text}",
+    "{one}{colour}{surface}，文字是{text}",
     "{one}{colour}的{surface}写着{text}",
 )
 KINDS_OF_TEXT = {
