@@ -79,7 +79,7 @@ def _without_shouting() -> list[normalizers.Normalizer]:
     """Small letters for a prompt all in capitals, but for its quotations: it is words then, not lettering.
 
     One word that no caption has stays as it is, and so do capitals among Chinese, where they are names or lettering.
-    A mark at the front says whether the prompt is such a one; from it, each letter follows on the one before (`\\G`).
+    A mark at the front says whether the prompt is such a one; from it, each match begins where the one before ended.
     """
     replace = normalizers.Replace
     words = sorted({word.upper() for text in known_texts() for word in re.findall("[a-z]+", text.lower())})
@@ -93,7 +93,9 @@ def _without_shouting() -> list[normalizers.Normalizer]:
         normalizers.Prepend(_CALM),
         replace(Regex(f"{_CALM}(?={capitals})(?={several}|{known})"), _SHOUTING),
         *(
-            replace(Regex(f"(?:{_SHOUTING}|(?!\\A)\\G)(?:{quotation}|[^{letter}{_OPENING}])*?\\K{letter}"), letter.lower())
+            replace(
+                Regex(f"(?:{_SHOUTING}|(?!\\A)\\G)(?:{quotation}|[^{letter}{_OPENING}])*?\\K{letter}"), letter.lower()
+            )
             for letter in string.ascii_uppercase
         ),
         replace(Regex(f"[{_CALM}{_SHOUTING}]"), ""),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import re
+import string
 from collections.abc import Iterator
 from typing import Literal
 
 from training.world import captions_en, captions_zh, words_en, words_zh
 from training.world.scene import Scene
-from training.world.vocabulary import GLYPHS
 from training.world.wordings import Wordings, literal_texts
 
 Language = Literal["en", "zh"]
@@ -173,7 +173,7 @@ _WITH_A_STRANGER: dict[Language, tuple[str, ...]] = {
 }
 # What makes capitals lettering.
 _WRITING = re.compile(
-    "|".join((r"\b(?:sign|signboard|board|poster|placard|letters?|word)\b", "牌|海报|宣传画|字|单词|写"))
+    r"(?<!plus )\b(?:sign|signboard|board|poster|placard)\b|牌|海报|宣传画|(?<!十)字|单词|写", re.IGNORECASE
 )
 _MEDIA = (
     "a photo of",
@@ -196,7 +196,7 @@ _EN_NOUN = re.compile(
     + r")\b"
 )
 _ZH_MEASURED = re.compile(
-    "[一两三四1-4][" + "".join(sorted({m for nouns in words_zh.NOUNS.values() for ms, _ in nouns for m in ms})) + "]"
+    "[一两三四几1-4][" + "".join(sorted({m for nouns in words_zh.NOUNS.values() for ms, _ in nouns for m in ms})) + "]"
 )
 
 
@@ -231,8 +231,11 @@ def known_texts() -> Iterator[str]:
 
 
 def _acronym(rng: random.Random) -> str:
-    """One that people use, or two to four capitals and digits."""
-    return rng.choice(_ACRONYMS) if rng.random() < 0.6 else "".join(rng.choices(GLYPHS, k=rng.randint(2, 4)))
+    """One that people use, or two to four capitals, perhaps a digit behind (one in front would be a number)."""
+    if rng.random() < 0.6:
+        return rng.choice(_ACRONYMS)
+    digit = rng.choice(string.digits) if rng.random() < 0.2 else ""
+    return "".join(rng.choices(string.ascii_uppercase, k=rng.randint(2, 4))) + digit
 
 
 def _with_stranger(text: str, language: Language, rng: random.Random) -> str:
@@ -249,7 +252,9 @@ def _with_stranger(text: str, language: Language, rng: random.Random) -> str:
 
 def _with_praise(text: str, language: Language, rng: random.Random, shows_writing: bool) -> str:
     comma = ", " if language == "en" else "，"
-    praise = [word for word in rng.sample(_PRAISE[language], rng.randint(1, 4)) if not (shows_writing and word.isupper())]
+    praise = [
+        word for word in rng.sample(_PRAISE[language], rng.randint(1, 4)) if not (shows_writing and word.isupper())
+    ]
     if not shows_writing and rng.random() < _ACRONYM_SHARE:
         praise.append(_acronym(rng))
     if not praise:

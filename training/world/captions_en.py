@@ -6,10 +6,10 @@ import random
 import re
 
 from training.world import words_en as words
-from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid
+from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid, is_held_out
 from training.world.wordings import kind_of_text
 
-_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5}
+_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5, "uncounted": 0.1}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _AN = re.compile(r"\b([aA]) (?=[aeiou])")
 _REMARKS, _ARTICLES_IN_REMARKS = 0.25, 0.15
@@ -126,6 +126,8 @@ class _Speaker:
                 return self._pair(scene.subject)
             case Group(item, count):
                 things = self._words(item, plural=True)
+                if count == words.UNCOUNTED and not is_held_out(scene) and self._chance(_SAID["uncounted"]):
+                    return words.SOME.say(self._rng, things=things)
                 return words.GROUPS.say(self._rng, number=words.NUMBERS[count].pick(self._rng), things=things)
             case Lettering():
                 return self._lettering(scene.subject)
@@ -147,7 +149,8 @@ class _Speaker:
         text = self._words(item, says_size=says_size)
         if not self._articles:
             return text
-        return f"{words.NUMBERS[1].pick(self._rng)} {text}" if self._chance(0.04) else f"a {text}"
+        article = self._rng.choices(("a", "the", words.NUMBERS[1].pick(self._rng)), cum_weights=(0.92, 0.96, 1.0))[0]
+        return f"{article} {text}"
 
     def _words(self, item: Item, plural: bool = False, says_size: bool = True) -> str:
         rng = self._rng

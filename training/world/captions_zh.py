@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 
 from training.world import words_zh as words
-from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid
+from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid, is_held_out
 from training.world.wordings import kind_of_text
 
-_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5}
+_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5, "uncounted": 0.1}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SHORT_COLOUR, _COUNTED_ONE = 0.06, 0.6
 
@@ -97,7 +97,8 @@ class _Speaker:
             case Pair():
                 return self._pair(scene.subject)
             case Group(item, count):
-                return _Phrase(self._counted(item, count), is_noun=True)
+                uncounted = count == words.UNCOUNTED and not is_held_out(scene) and self._chance(_SAID["uncounted"])
+                return _Phrase(self._counted(item, None if uncounted else count), is_noun=True)
             case Lettering():
                 return self._lettering(scene.subject)
             case None:
@@ -133,9 +134,10 @@ class _Speaker:
             return self._counted(item, 1, says_size)
         return self._words(item, self._noun(item)[1], says_size)
 
-    def _counted(self, item: Item, count: int, says_size: bool = True) -> str:
+    def _counted(self, item: Item, count: int | None, says_size: bool = True) -> str:
         measures, noun = self._noun(item)
-        return words.NUMBERS[count].pick(self._rng) + self._measure(measures) + self._words(item, noun, says_size)
+        number = words.SOME if count is None else words.NUMBERS[count].pick(self._rng)
+        return number + self._measure(measures) + self._words(item, noun, says_size)
 
     def _noun(self, item: Item) -> tuple[str, str]:
         nouns = words.NOUNS[item.thing]

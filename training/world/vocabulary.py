@@ -88,7 +88,8 @@ BACKGROUNDS = (*COLOURS, *SCENERIES)
 
 SURFACES = ("sign", "poster")
 
-# The colour of a thing whose colour goes unsaid; the next where the background hides that one. None is kept for the test.
+# The colour of a thing whose colour goes unsaid, and the next where the background hides that one. None of these pairs
+# is kept for the test.
 USUAL_COLOURS: dict[str, tuple[str, ...]] = {
     "circle": ("red", "blue"),
     "square": ("green", "yellow"),
