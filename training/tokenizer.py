@@ -9,6 +9,7 @@ tokenizers library reads alike.
 from __future__ import annotations
 
 import json
+import re
 import string
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ MAX_TOKENS = 512
 _MAX_QUOTED = 24
 _LETTER, _SIGN = "[A-Za-z]", "[A-Za-z0-9]"
 _OPENING, _CLOSING = "“", "”"
+# Marks in front of a prompt in small letters, and of one all in capitals (private characters).
+_CALM, _SHOUTING = "\ue000", "\ue001"
 
 
 def build_tokenizer(folder: Path) -> None:
@@ -72,6 +75,33 @@ def vocabulary() -> tuple[str, ...]:
     return SPECIAL_TOKENS + tuple(sorted(words | set(GLYPHS) | {'"'}))
 
 
+def _without_shouting() -> list[normalizers.Normalizer]:
+    """Small letters for a prompt all in capitals, but for its quotations: it is words then, not lettering.
+
+    One word that no caption has stays as it is, and so do capitals among Chinese, where they are names or lettering.
+    A mark at the front says whether the prompt is such a one; from it, each match begins where the one before ended.
+    """
+    replace = normalizers.Replace
+    words = sorted({word.upper() for text in known_texts() for word in re.findall("[a-z]+", text.lower())})
+    quotation = f"{_OPENING}[^{_CLOSING}]*{_CLOSING}"
+    between = f"(?:[^A-Z{_OPENING}]|{quotation})"
+    several = f"{between}*[A-Z]+{between}+[A-Z]"
+    known = f"{between}*(?:{'|'.join(words)}){between}*\\z"
+    capitals = rf"(?:[^\p{{Ll}}\p{{Han}}{_OPENING}]|{quotation})*\z"
+    return [
+        replace(Regex(f"[{_CALM}{_SHOUTING}]"), " "),
+        normalizers.Prepend(_CALM),
+        replace(Regex(f"{_CALM}(?={capitals})(?={several}|{known})"), _SHOUTING),
+        *(
+            replace(
+                Regex(f"(?:{_SHOUTING}|(?!\\A)\\G)(?:{quotation}|[^{letter}{_OPENING}])*?\\K{letter}"), letter.lower()
+            )
+            for letter in string.ascii_uppercase
+        ),
+        replace(Regex(f"[{_CALM}{_SHOUTING}]"), ""),
+    ]
+
+
 def _normalizer() -> normalizers.Normalizer:
     """One kind of quotation mark, capitals only where they are lettering, and lettering in capitals only."""
     replace = normalizers.Replace
@@ -86,6 +116,7 @@ def _normalizer() -> normalizers.Normalizer:
             # From here on, “ and ” are the two ends of a quotation; other marks stay as they are.
             replace(Regex(f"(?<!{_SIGN})[\"'](?=(?!\\s)[^\"']{{1,{_MAX_QUOTED}}}[\"'](?!{_LETTER}))"), _OPENING),
             replace(Regex(f"(?<={lookbehind})[\"']"), _CLOSING),
+            *_without_shouting(),
             # "A red star", "A Red Star": an article. "a sign saying A" is a letter.
             replace(Regex("(?:^|(?<=[.!?:] ))A(?=\\s+\\S)"), "a"),
             replace(Regex(f"(?<!{_SIGN})A(?=\\s+[A-Z][a-z])"), "a"),

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_vocabulary_is_small_and_in_order():
     assert vocabulary()[:4] == SPECIAL_TOKENS
     assert list(vocabulary()[4:]) == sorted(set(vocabulary()[4:]))
-    assert len(vocabulary()) < 1_100
+    assert len(vocabulary()) < 800
     assert TOKENIZER.get_vocab_size() == len(vocabulary())
 
 
@@ -60,6 +60,7 @@ def test_captions_are_short(language: Language):
     lengths = sorted(len(tokens(framed(text))) for text in training_captions(language, 3_000))
     assert lengths[len(lengths) // 2] <= 24
     assert lengths[len(lengths) * 3 // 4] <= 28
+    assert lengths[len(lengths) * 19 // 20] <= 31
     assert lengths[-1] <= 60
 
 
@@ -116,6 +117,37 @@ def test_how_text_is_cut(text: str, expected: list[str]):
     assert tokens(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "same_as"),
+    [
+        ("A RED CIRCLE ON A BLUE BACKGROUND", "a red circle on a blue background"),
+        ('A RED SIGN SAYING "HELLO YOU"', 'a red sign saying "hello you"'),
+        ("CAT", "cat"),
+        ("A CAT!", "a cat!"),
+        ("1 CAT, 2026", "1 cat, 2026"),
+        ('"OPEN" SIGN', '"open" sign'),
+        ("ZORBLAX UNICORN", "zorblax unicorn"),
+        ("\ue000A\ue001 CAT", "a cat"),
+    ],
+)
+def test_a_prompt_all_in_capitals_is_read_as_words(text: str, same_as: str):
+    assert tokens(text) == tokens(same_as)
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("a UFO above a house", "UFO"),
+        ("HDR photo of a car", "HDR"),
+        ("HELLO", "HELLO"),
+        ("写着HELLO WORLD的牌子", "HELLOWORLD"),
+        ('"OPEN"', "OPEN"),
+    ],
+)
+def test_other_capitals_are_spelled(text: str, letters: str):
+    assert "".join(token for token in tokens(text) if token.isupper()) == letters
+
+
 def test_words_kept_for_the_test_can_be_spelled():
     held_out = [word for word in WORDS if is_held_out_word(word)]
     assert held_out
@@ -124,7 +156,15 @@ def test_words_kept_for_the_test_can_be_spelled():
 
 
 def test_hostile_prompts_take_no_time():
-    for text in ('"' * 20_000, "a" * 40_000, '"a ' * 10_000, "A'" * 10_000, "“" * 9_000 + "”" * 9_000):
+    for text in (
+        '"' * 20_000,
+        "a" * 40_000,
+        '"a ' * 10_000,
+        "A'" * 10_000,
+        "A B " * 9_000,
+        '"A" ' * 9_000,
+        "“" * 9_000 + "”" * 9_000,
+    ):
         begin = perf_counter()
         tokens(text)
         assert perf_counter() - begin < 2  # 0.03 s on a quiet machine

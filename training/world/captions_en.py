@@ -6,11 +6,11 @@ import random
 import re
 
 from training.world import words_en as words
-from training.world.scene import Group, Item, Lettering, Pair, Scene, Single
+from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid, is_held_out
 from training.world.wordings import kind_of_text
 
-_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5}
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "next to": "next to"}
+_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5, "uncounted": 0.1}
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _AN = re.compile(r"\b([aA]) (?=[aeiou])")
 _REMARKS, _ARTICLES_IN_REMARKS = 0.25, 0.15
 _NO_ARTICLES = 0.08
@@ -19,7 +19,7 @@ _NO_ARTICLES = 0.08
 def say(scene: Scene, rng: random.Random) -> str:
     """An English caption of `scene`. What it leaves unsaid is medium, in the centre, flat, or white behind."""
     remarks = rng.random() < _REMARKS
-    text = _AN.sub(r"\1n ", _Speaker(rng, remarks).say(scene))
+    text = _AN.sub(r"\1n ", _Speaker(rng, remarks, colours_left_unsaid(scene, rng)).say(scene))
     if rng.random() < 0.25:
         text = text[0].upper() + text[1:]
         return text + "." if rng.random() < 0.5 else text
@@ -27,10 +27,11 @@ def say(scene: Scene, rng: random.Random) -> str:
 
 
 class _Speaker:
-    """One caption in the making: `remarks` says whether it is a row of remarks or a sentence."""
+    """One caption in the making: a row of `remarks` or a sentence, silent on the colours of what is in `uncoloured`."""
 
-    def __init__(self, rng: random.Random, remarks: bool) -> None:
+    def __init__(self, rng: random.Random, remarks: bool, uncoloured: frozenset[Item | Lettering]) -> None:
         self._rng = rng
+        self._uncoloured = uncoloured
         self._remarks = remarks
         self._articles = rng.random() >= (1 - _ARTICLES_IN_REMARKS if remarks else _NO_ARTICLES)
 
@@ -125,6 +126,8 @@ class _Speaker:
                 return self._pair(scene.subject)
             case Group(item, count):
                 things = self._words(item, plural=True)
+                if count == words.UNCOUNTED and not is_held_out(scene) and self._chance(_SAID["uncounted"]):
+                    return words.SOME.say(self._rng, things=things)
                 return words.GROUPS.say(self._rng, number=words.NUMBERS[count].pick(self._rng), things=things)
             case Lettering():
                 return self._lettering(scene.subject)
@@ -137,7 +140,7 @@ class _Speaker:
             a = self._thing(first, says_size=self._chance(_SAID["inside"]))
             b = self._thing(second, says_size=self._chance(_SAID["inside"]))
         else:
-            if self._chance(0.5):
+            if relation in _OPPOSITE and self._chance(0.5):
                 first, relation, second = second, _OPPOSITE[relation], first
             a, b = self._thing(first), self._thing(second)
         return words.PAIRS[relation].say(self._rng, a=a, b=b)
@@ -146,32 +149,33 @@ class _Speaker:
         text = self._words(item, says_size=says_size)
         if not self._articles:
             return text
-        return f"{words.NUMBERS[1].pick(self._rng)} {text}" if self._chance(0.04) else f"a {text}"
+        article = self._rng.choices(("a", "the", words.NUMBERS[1].pick(self._rng)), cum_weights=(0.92, 0.96, 1.0))[0]
+        return f"{article} {text}"
 
     def _words(self, item: Item, plural: bool = False, says_size: bool = True) -> str:
         rng = self._rng
         nouns = words.NOUNS[item.thing]
         noun = nouns[0 if self._chance(0.75) else rng.randrange(len(nouns))][plural]
-        adjectives = [self._colour(item.colour)]
+        adjectives = [] if item in self._uncoloured else [self._colour(item.colour)]
         if says_size and (item.size != "medium" or self._chance(_SAID["medium"])):
             adjectives.insert(0, words.SIZE_WORDS[item.size].pick(rng))
         return " ".join((*adjectives, noun))
 
     def _lettering(self, lettering: Lettering) -> str:
         rng = self._rng
-        wordings = words.KINDS_OF_TEXT[kind_of_text(lettering.text)]
-        text = words.LETTERING.say(
-            rng,
+        quoted = lettering.text == "A" or self._chance(0.85)  # without quotation marks, "A" would be an article
+        template = (words.LETTERING if quoted else words.LETTERING_UNQUOTED).pick(rng)
+        if lettering in self._uncoloured:
+            template = template.replace("{colour} ", "")
+        text = template.format(
             colour=self._colour(lettering.colour),
             surface=words.SURFACES[lettering.surface].pick(rng),
-            kind=wordings.pick(rng),
-            text=self._quoted(lettering.text),
+            kind=words.KINDS_OF_TEXT[kind_of_text(lettering.text)].pick(rng),
+            text=self._quoted(lettering.text) if quoted else lettering.text,
         )
         return text if self._articles else text.removeprefix("a ").removeprefix("the ")
 
     def _quoted(self, text: str) -> str:
-        if text != "A" and self._chance(0.15):  # without quotation marks, "A" would be an article
-            return text
         cased = self._rng.choices((text, text.lower(), text.capitalize()), cum_weights=(0.75, 0.9, 1.0))[0]
         return words.QUOTATION_MARKS.pick(self._rng).format(cased)
 

@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 
 from training.world import words_zh as words
-from training.world.scene import Group, Item, Lettering, Pair, Scene, Single
+from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid, is_held_out
 from training.world.wordings import kind_of_text
 
-_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5}
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "next to": "next to"}
+_SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5, "uncounted": 0.1}
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SHORT_COLOUR, _COUNTED_ONE = 0.06, 0.6
 
 
@@ -24,17 +24,18 @@ class _Phrase:
 
 def say(scene: Scene, rng: random.Random) -> str:
     """A Chinese caption of `scene`. What it leaves unsaid is medium, in the centre, flat, or white behind."""
-    text = _Speaker(rng).say(scene)
+    text = _Speaker(rng, colours_left_unsaid(scene, rng)).say(scene)
     if rng.random() < 0.12:
         text = text.replace("，", rng.choice((",", " ", ", ")))
     return text + words.FULL_STOP if rng.random() < 0.15 else text
 
 
 class _Speaker:
-    """One caption in the making."""
+    """One caption in the making, silent on the colours of what is in `uncoloured`."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, uncoloured: frozenset[Item | Lettering]) -> None:
         self._rng = rng
+        self._uncoloured = uncoloured
 
     def say(self, scene: Scene) -> str:
         if scene.subject is None:
@@ -96,7 +97,8 @@ class _Speaker:
             case Pair():
                 return self._pair(scene.subject)
             case Group(item, count):
-                return _Phrase(self._counted(item, count), is_noun=True)
+                uncounted = count == words.UNCOUNTED and not is_held_out(scene) and self._chance(_SAID["uncounted"])
+                return _Phrase(self._counted(item, None if uncounted else count), is_noun=True)
             case Lettering():
                 return self._lettering(scene.subject)
             case None:
@@ -113,7 +115,7 @@ class _Speaker:
     def _pair(self, pair: Pair) -> _Phrase:
         first, relation, second = pair.first, pair.relation, pair.second
         inside = relation == "inside"
-        if not inside and self._chance(0.5):
+        if relation in _OPPOSITE and self._chance(0.5):
             first, relation, second = second, _OPPOSITE[relation], first
         a = self._thing(first, says_size=not inside or self._chance(_SAID["inside"]))
         b = self._thing(second, says_size=not inside or self._chance(_SAID["inside"]))
@@ -121,7 +123,10 @@ class _Speaker:
             return _Phrase(words.PAIRS_APART[relation].say(self._rng, a=a, b=b), is_noun=False)
         side = words.SIDES[relation].pick(self._rng)
         wordings = words.PAIR_NOUN if self._chance(0.15) else words.PAIRS
-        return _Phrase(wordings.say(self._rng, a=a, b=b, side=side), is_noun=False)
+        template = wordings.pick(self._rng)
+        if relation == "next to" and template.index("{b}") < template.index("{a}"):
+            a, b = b, a  # what is named first stands on the left
+        return _Phrase(template.format(a=a, b=b, side=side), is_noun=False)
 
     def _thing(self, item: Item, says_size: bool = True) -> str:
         """A thing with its number and measure word ("一颗红色的大星星") or without."""
@@ -129,9 +134,10 @@ class _Speaker:
             return self._counted(item, 1, says_size)
         return self._words(item, self._noun(item)[1], says_size)
 
-    def _counted(self, item: Item, count: int, says_size: bool = True) -> str:
+    def _counted(self, item: Item, count: int | None, says_size: bool = True) -> str:
         measures, noun = self._noun(item)
-        return words.NUMBERS[count].pick(self._rng) + self._measure(measures) + self._words(item, noun, says_size)
+        number = words.SOME if count is None else words.NUMBERS[count].pick(self._rng)
+        return number + self._measure(measures) + self._words(item, noun, says_size)
 
     def _noun(self, item: Item) -> tuple[str, str]:
         nouns = words.NOUNS[item.thing]
@@ -143,6 +149,8 @@ class _Speaker:
     def _words(self, item: Item, noun: str, says_size: bool) -> str:
         rng = self._rng
         said = says_size and (item.size != "medium" or self._chance(_SAID["medium"]))
+        if item in self._uncoloured:
+            return words.SIZED_ONLY[item.size].say(rng, noun=noun) if said else noun
         if not said and len(noun) > 1 and self._chance(_SHORT_COLOUR):
             return words.SHORT_COLOURS[item.colour] + noun
         colour = words.COLOUR_WORDS[item.colour].pick(rng)
@@ -156,19 +164,23 @@ class _Speaker:
         rng = self._rng
         surfaces = words.SURFACES[lettering.surface]
         measures, surface = surfaces[0 if self._chance(0.7) else rng.randrange(len(surfaces))]
-        is_noun = self._chance(0.5)
-        text = (words.LETTERING_NOUN if is_noun else words.LETTERING_CLAUSE).say(
-            rng,
+        is_noun, quoted = self._chance(0.5), lettering.text[0].isdigit() or self._chance(0.9)
+        if is_noun:
+            wordings = words.LETTERING_NOUN if quoted else words.LETTERING_NOUN_UNQUOTED
+        else:
+            wordings = words.LETTERING_CLAUSE if quoted else words.LETTERING_CLAUSE_UNQUOTED
+        template = wordings.pick(rng)
+        if lettering in self._uncoloured:
+            template = template.replace("{colour}的", "").replace("{colour}", "")
+        text = template.format(
             one=words.NUMBERS[1].pick(rng) + self._measure(measures) if self._chance(_COUNTED_ONE) else "",
             colour=words.COLOUR_WORDS[lettering.colour].pick(rng),
             surface=surface,
             kind=words.KINDS_OF_TEXT[kind_of_text(lettering.text)].pick(rng),
-            text=self._quoted(lettering.text),
+            text=self._quoted(lettering.text) if quoted else lettering.text,
         )
         return _Phrase(text, is_noun)
 
     def _quoted(self, text: str) -> str:
-        if self._chance(0.1) and not text[0].isdigit():
-            return text
         cased = self._rng.choices((text, text.lower(), text.capitalize()), cum_weights=(0.8, 0.92, 1.0))[0]
         return words.QUOTATION_MARKS.pick(self._rng).format(cased)

@@ -20,18 +20,19 @@ _INSIDE_RADII = (0.105, 0.33)
 _NEAR, _FAR = 0.24, 0.76
 _COLUMNS = {"left": _NEAR, "right": _FAR}
 _ROWS = {"top": _NEAR, "bottom": _FAR}
-# First and second item of each relation; "next to" is one of the first two.
+# First and second item of each relation; "next to" stands like the first, so that it has one meaning.
 _PAIRS = {
     "left of": ((0.27, 0.5), (0.73, 0.5)),
     "right of": ((0.73, 0.5), (0.27, 0.5)),
+    "next to": ((0.27, 0.5), (0.73, 0.5)),
     "above": ((0.5, 0.27), (0.5, 0.73)),
     "below": ((0.5, 0.73), (0.5, 0.27)),
     "inside": ((0.5, 0.5), (0.5, 0.5)),
 }
 _GROUPS = {
-    2: (((0.29, 0.5), (0.71, 0.5)),),
-    3: (((0.2, 0.5), (0.5, 0.5), (0.8, 0.5)), ((0.5, 0.28), (0.27, 0.7), (0.73, 0.7))),
-    4: (((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),),
+    2: ((0.29, 0.5), (0.71, 0.5)),
+    3: ((0.5, 0.28), (0.27, 0.7), (0.73, 0.7)),
+    4: ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),
 }
 _MARGIN = 0.02
 _CENTRE_SPREAD, _RADIUS_SPREAD = 0.012, 0.05
@@ -49,19 +50,18 @@ class Placed:
 
 def place(scene: Scene, width: int, height: int, rng: random.Random) -> tuple[Placed, ...]:
     """The items of `scene` on a picture of that size, those behind first; lettering places itself and is not here."""
-    return tuple(_settle(placed, width, height, rng) for placed in _plan(scene, rng))
+    return tuple(_settle(placed, width, height, rng) for placed in _plan(scene))
 
 
-def _plan(scene: Scene, rng: random.Random) -> Iterable[Placed]:
+def _plan(scene: Scene) -> Iterable[Placed]:
     match scene.subject:
         case Single(item, position):
             yield Placed(item, *_point(position), _SINGLE_RADII[item.size])
         case Group(item, count):
-            for x, y in rng.choice(_GROUPS[count]):
+            for x, y in _GROUPS[count]:
                 yield Placed(item, x, y, _GROUP_RADII[item.size])
         case Pair(first, relation, second):
-            side = rng.choice(("left of", "right of")) if relation == "next to" else relation
-            ahead, behind = _PAIRS[side]
+            ahead, behind = _PAIRS[relation]
             inside = relation == "inside"
             radii = _INSIDE_RADII if inside else (_PAIR_RADII[first.size], _PAIR_RADII[second.size])
             yield Placed(second, *behind, radii[1])

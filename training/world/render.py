@@ -21,7 +21,7 @@ from training.world.things import draw_thing
 from training.world.vocabulary import COLOURS
 
 _OVERSAMPLING = 3
-_JITTER_SIGMA = 3.0
+_JITTER_SIGMA, _WHITE_JITTER_SIGMA = 2.0, 0.7
 _PASTEL_WHITE = 0.45
 _DARK_OUTLINE, _PALE_OUTLINE = (34, 34, 42), (236, 238, 242)
 _DARK_BACKGROUNDS = ("black", "night")
@@ -41,7 +41,7 @@ def render_placed(
     outline = _outline(scene)
     canvas = Image.new("RGB", (width * _OVERSAMPLING, height * _OVERSAMPLING), _background(scene, rng))
     if scene.is_scenic:
-        draw_scenery(canvas, scene.background, rng, outline)
+        draw_scenery(canvas, scene.background, rng, outline, [(one.x, one.y, one.radius) for one in placed])
     glyphs: tuple[Glyph, ...] = ()
     if isinstance(scene.subject, Lettering):
         glyphs = draw_lettering(canvas, scene.subject, _tint(scene.subject.colour, scene, rng), outline)
@@ -70,5 +70,6 @@ def _tint(colour: str, scene: Scene, rng: random.Random) -> Rgb:
     rgb = COLOURS[colour]
     if scene.style == "pastel":
         rgb = mixed(rgb, (255, 255, 255), _PASTEL_WHITE)
-    red, green, blue = (min(max(round(channel + rng.gauss(0, _JITTER_SIGMA)), 0), 255) for channel in rgb)
+    sigma = _WHITE_JITTER_SIGMA if rgb == COLOURS["white"] else _JITTER_SIGMA
+    red, green, blue = (min(max(round(channel + rng.gauss(0, sigma)), 0), 255) for channel in rgb)
     return red, green, blue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from training.world.vocabulary import (
     SCENERY_COLOURS,
     SURFACES,
     THINGS,
+    USUAL_COLOURS,
     WORDS,
 )
 
@@ -103,6 +104,19 @@ class Scene:
                 return ()
 
 
+# How often each kind of scene is drawn.
+_KINDS: dict[str, float] = {"single": 0.32, "pair": 0.24, "group": 0.14, "lettering": 0.23, "scenery": 0.07}
+_SCENIC_SHARE = 0.35
+_STYLES = {"flat": 0.8, "outline": 0.1, "pastel": 0.1}
+_SIZES = {"small": 0.25, "medium": 0.5, "big": 0.25}
+_REAL_WORDS = 0.5
+# Scenes whose things are given their usual colours (chance gives some more of them), and how often those go unsaid.
+_USUAL_SHARE = 0.13
+_UNSAID_SHARE, _UNSAID_OF_TWO = 0.3, 0.8
+# Of plain backgrounds, beyond its turn: who names no background means white.
+_WHITE_SHARE = 0.15
+
+
 def is_held_out(scene: Scene) -> bool:
     """Whether training must not see this scene, because of a pair, a relation or a word in it."""
     if any(is_held_out_pair(item.thing, item.colour) for item in scene.items):
@@ -134,14 +148,61 @@ def _one_in_ten(*names: str) -> bool:
     return hashlib.sha256("/".join(names).encode()).digest()[0] < 26
 
 
-# How often each kind of scene is drawn.
-_KINDS: dict[str, float] = {"single": 0.32, "pair": 0.24, "group": 0.14, "lettering": 0.23, "scenery": 0.07}
-_SCENIC_SHARE = 0.35
-_STYLES = {"flat": 0.8, "outline": 0.1, "pastel": 0.1}
-_SIZES = {"small": 0.25, "medium": 0.5, "big": 0.25}
-_REAL_WORDS = 0.5
-# Of plain backgrounds, beyond its turn: who names no background means white.
-_WHITE_SHARE = 0.15
+def usual_colour(scene: Scene, thing: Item | Lettering) -> str | None:
+    """The colour that `thing`, an item or the lettering of `scene`, has when nobody names one.
+
+    It is the first of its usual colours that can be seen there; None if no colour of the scene's style is.
+    """
+    hidden = _hidden_colours(scene.background)
+    match scene.subject:
+        case Pair(first, "inside", second) if thing == first:
+            hidden = (*hidden, second.colour)
+    name = thing.surface if isinstance(thing, Lettering) else thing.thing
+    palette = _palette(scene.style)
+    return next((colour for colour in USUAL_COLOURS[name] if colour in palette and colour not in hidden), None)
+
+
+def in_usual_colours(scene: Scene) -> Scene:
+    """`scene` with its things in their usual colours, as far as there are any; two of a thing stay as they are."""
+    match scene.subject:
+        case Single(item) | Group(item) as subject:
+            return replace(scene, subject=replace(subject, item=_as_usual(scene, item)))
+        case Lettering(colour=colour) as lettering:
+            return replace(scene, subject=replace(lettering, colour=usual_colour(scene, lettering) or colour))
+        case Pair(first, relation, second) if first.thing != second.thing:
+            scene = replace(scene, subject=Pair(first, relation, _as_usual(scene, second)))
+            back = scene.items[1]
+            front = _as_usual(scene, first)
+            # Inside a thing of its own colour it would not be seen.
+            lost = relation == "inside" and front.colour == back.colour
+            return replace(scene, subject=Pair(front, relation, second if lost else back))
+        case _:
+            return scene
+
+
+def colours_left_unsaid(scene: Scene, rng: random.Random) -> frozenset[Item | Lettering]:
+    """Those of the scene's items, or its lettering, whose colour a caption does not name, because it is the usual one.
+
+    In scenes kept for the test every colour is named.
+    """
+    things = (scene.subject,) if isinstance(scene.subject, Lettering) else scene.items
+    usual = [thing for thing in things if thing.colour == usual_colour(scene, thing)]
+    if not usual or is_held_out(scene) or rng.random() >= _UNSAID_SHARE:
+        return frozenset()
+    return frozenset(thing for thing in usual if len(usual) == 1 or rng.random() < _UNSAID_OF_TWO)
+
+
+def _as_usual(scene: Scene, item: Item) -> Item:
+    return replace(item, colour=usual_colour(scene, item) or item.colour)
+
+
+def _palette(style: str) -> tuple[str, ...]:
+    return PASTEL_COLOURS if style == "pastel" else tuple(COLOURS)
+
+
+def _hidden_colours(background: str) -> tuple[str, ...]:
+    """Those that cannot be seen in front of that background."""
+    return SCENERY_COLOURS.get(background, (background,))
 
 
 def draw_training_scene(rng: random.Random) -> Scene:
@@ -166,15 +227,16 @@ def draw_scene(rng: random.Random, accept: Callable[[Scene], bool], kind: str | 
 def _draw(rng: random.Random, kind: str) -> Scene:
     style = _weighted(rng, _STYLES)
     scenic = kind == "scenery" or (style != "pastel" and rng.random() < _SCENIC_SHARE)
-    palette: Sequence[str] = PASTEL_COLOURS if style == "pastel" else tuple(COLOURS)
+    palette = _palette(style)
     background = rng.choice(SCENERIES if scenic else palette)
     if not scenic and style != "pastel" and rng.random() < _WHITE_SHARE:
         background = "white"
     if kind == "scenery":
         return Scene(None, background, style if style == "outline" else "flat")
-    hidden = SCENERY_COLOURS[background] if scenic else (background,)
+    hidden = _hidden_colours(background)
     first, second = rng.sample([colour for colour in palette if colour not in hidden], 2)
-    return Scene(_draw_subject(rng, kind, first, second), background, style)
+    scene = Scene(_draw_subject(rng, kind, first, second), background, style)
+    return in_usual_colours(scene) if rng.random() < _USUAL_SHARE else scene
 
 
 def _draw_subject(rng: random.Random, kind: str, first: str, second: str) -> Subject:

@@ -50,7 +50,7 @@ COLOURS = {
     "pink": (248, 132, 184),
     "brown": (122, 74, 42),
     "black": (26, 26, 30),
-    "white": (247, 247, 245),
+    "white": (252, 252, 252),
     "gray": (142, 147, 153),
 }
 # Those that stay apart from one another when they are mixed with white.
@@ -87,6 +87,49 @@ SCENERY_COLOURS = {
 BACKGROUNDS = (*COLOURS, *SCENERIES)
 
 SURFACES = ("sign", "poster")
+
+# The colour of a thing whose colour goes unsaid, and the next where the background hides that one. None of these pairs
+# is kept for the test.
+USUAL_COLOURS: dict[str, tuple[str, ...]] = {
+    "circle": ("red", "blue"),
+    "square": ("green", "yellow"),
+    "triangle": ("blue", "yellow"),
+    "star": ("yellow", "red"),
+    "heart": ("red", "pink"),
+    "ring": ("orange", "blue"),
+    "diamond": ("blue", "yellow"),
+    "cross": ("red", "white"),
+    "hexagon": ("yellow", "green"),
+    "arrow": ("black", "red"),
+    "sun": ("yellow", "red"),
+    "moon": ("yellow", "white"),
+    "cloud": ("white", "gray", "blue"),
+    "tree": ("green", "orange"),
+    "house": ("red", "blue"),
+    "car": ("red", "white"),
+    "boat": ("red", "white"),
+    "fish": ("orange", "blue"),
+    "bird": ("blue", "yellow"),
+    "cat": ("orange", "gray"),
+    "flower": ("red", "yellow"),
+    "apple": ("red", "green"),
+    "balloon": ("red", "yellow"),
+    "umbrella": ("purple", "red"),
+    "cup": ("blue", "white"),
+    "mountain": ("gray", "brown"),
+    "mushroom": ("red", "brown"),
+    "rocket": ("gray", "orange"),
+    "butterfly": ("orange", "cyan"),
+    "hat": ("black", "red"),
+    "leaf": ("green", "orange"),
+    "drop": ("cyan", "white", "gray"),
+    "bell": ("yellow", "red"),
+    "book": ("blue", "red"),
+    "kite": ("orange", "green"),
+    "crown": ("yellow", "red"),
+    "sign": ("blue", "white"),
+    "poster": ("blue", "white"),
+}
 GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MAX_LETTERS = 6
 # Half of the lettering: words that people try. The other half is drawn at random, glyph by glyph.

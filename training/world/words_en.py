@@ -6,7 +6,7 @@ from training.world.wordings import Wordings
 
 # Singular and plural.
 NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
-    "circle": (("circle", "circles"), ("disc", "discs"), ("disk", "disks"), ("dot", "dots")),
+    "circle": (("circle", "circles"), ("disc", "discs"), ("disk", "disks"), ("dot", "dots"), ("ball", "balls")),
     "square": (("square", "squares"),),
     "triangle": (("triangle", "triangles"),),
     "star": (("star", "stars"),),
@@ -22,18 +22,24 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "tree": (("tree", "trees"),),
     "house": (("house", "houses"), ("home", "homes"), ("cottage", "cottages")),
     "car": (("car", "cars"), ("automobile", "automobiles")),
-    "boat": (("boat", "boats"), ("sailboat", "sailboats"), ("ship", "ships"), ("sailing boat", "sailing boats")),
+    "boat": (
+        ("boat", "boats"),
+        ("sailboat", "sailboats"),
+        ("ship", "ships"),
+        ("sailing boat", "sailing boats"),
+        ("yacht", "yachts"),
+    ),
     "fish": (("fish", "fish"), ("fish", "fishes")),
-    "bird": (("bird", "birds"),),
-    "cat": (("cat", "cats"), ("kitty", "kitties"), ("kitten", "kittens")),
-    "flower": (("flower", "flowers"), ("blossom", "blossoms")),
+    "bird": (("bird", "birds"), ("birdie", "birdies")),
+    "cat": (("cat", "cats"), ("kitty", "kitties"), ("kitten", "kittens"), ("kitty cat", "kitty cats")),
+    "flower": (("flower", "flowers"), ("blossom", "blossoms"), ("bloom", "blooms")),
     "apple": (("apple", "apples"),),
     "balloon": (("balloon", "balloons"),),
     "umbrella": (("umbrella", "umbrellas"), ("parasol", "parasols")),
-    "cup": (("cup", "cups"), ("mug", "mugs")),
+    "cup": (("cup", "cups"), ("mug", "mugs"), ("teacup", "teacups")),
     "mountain": (("mountain", "mountains"), ("peak", "peaks")),
     "mushroom": (("mushroom", "mushrooms"), ("toadstool", "toadstools")),
-    "rocket": (("rocket", "rockets"), ("spaceship", "spaceships")),
+    "rocket": (("rocket", "rockets"), ("spaceship", "spaceships"), ("rocket ship", "rocket ships")),
     "butterfly": (("butterfly", "butterflies"),),
     "hat": (("hat", "hats"),),
     "leaf": (("leaf", "leaves"),),
@@ -46,7 +52,7 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
 COLOUR_WORDS = {
     "red": Wordings("red", "red", "scarlet"),
     "orange": Wordings("orange"),
-    "yellow": Wordings("yellow", "yellow", "golden"),
+    "yellow": Wordings("yellow", "yellow", "golden", "gold"),
     "green": Wordings("green"),
     "cyan": Wordings("cyan", "turquoise", "teal", "aqua"),
     "blue": Wordings("blue"),
@@ -55,9 +61,10 @@ COLOUR_WORDS = {
     "brown": Wordings("brown"),
     "black": Wordings("black"),
     "white": Wordings("white"),
-    "gray": Wordings("gray", "grey"),
+    "gray": Wordings("gray", "grey", "silver"),
 }
-BACKGROUND_COLOURS = COLOUR_WORDS | {"yellow": Wordings("yellow")}  # gold is no plain background
+# Gold and silver are no plain backgrounds.
+BACKGROUND_COLOURS = COLOUR_WORDS | {"yellow": Wordings("yellow"), "gray": Wordings("gray", "grey")}
 SIZE_WORDS = {
     "small": Wordings("small", "little", "tiny"),
     "medium": Wordings("medium-sized", "medium"),
@@ -70,6 +77,10 @@ NUMBERS = {
     4: Wordings("four", "4"),
 }
 GROUPS = Wordings("{number} {things}", "a group of {number} {things}", "exactly {number} {things}")
+
+# How many are drawn when nobody says how many, and how nobody says it.
+UNCOUNTED = 3
+SOME = Wordings("{things}", "some {things}", "several {things}", "a few {things}")
 
 # Where a thing is: in a sentence, and as one remark among others.
 PLACES = {
@@ -191,7 +202,7 @@ PAIRS = {
         "{a} and {b}",
         "{a} and {b} side by side",
         "{a} near {b}",
-        "{b} with {a} next to it",
+        "{a} with {b} next to it",
         "{a} alongside {b}",
     ),
     "inside": Wordings(
@@ -242,7 +253,14 @@ COLOUR_ALONE = Wordings("a plain {colour} background", "a {colour} background", 
 # In a scenery: where or when, what stands in the background, and as one remark among others.
 SCENERY_PLACES = {
     "day": Wordings(
-        "on a sunny day", "under a blue sky", "during the day", "in the daytime", "by day", "on a bright day"
+        "on a sunny day",
+        "under a blue sky",
+        "during the day",
+        "in the daytime",
+        "in the sky",
+        "in the blue sky",
+        "by day",
+        "on a bright day",
     ),
     "sunset": Wordings(
         "at sunset", "during sunset", "under a sunset sky", "at dusk", "in the sunset", "in the evening"
@@ -254,8 +272,21 @@ SCENERY_PLACES = {
         "in the night",
         "on a starry night",
         "under the night sky",
+        "in the night sky",
+        "in space",
     ),
-    "sea": Wordings("by the sea", "at the sea", "by the ocean", "at the seaside", "at the beach", "on the sea"),
+    "sea": Wordings(
+        "by the sea",
+        "at the sea",
+        "by the ocean",
+        "at the seaside",
+        "at the beach",
+        "on the beach",
+        "on the sea",
+        "in the sea",
+        "on the water",
+        "in the ocean",
+    ),
     "meadow": Wordings(
         "in a meadow",
         "on a meadow",
@@ -266,7 +297,16 @@ SCENERY_PLACES = {
         "in a green field",
     ),
     "snow": Wordings("in the snow", "in a snowy landscape", "on the snow", "in snow", "in winter", "in a snowy field"),
-    "city": Wordings("in the city", "in a city", "in front of a city skyline", "in front of a skyline", "in town"),
+    "city": Wordings(
+        "in the city",
+        "in a city",
+        "in front of a city skyline",
+        "in front of a skyline",
+        "in town",
+        "on the street",
+        "on a street",
+        "on the road",
+    ),
     "desert": Wordings("in the desert", "in a desert", "among sand dunes", "on desert sand"),
 }
 SCENERY_NOUNS = {
@@ -316,17 +356,24 @@ SCENERY_ALONE = Wordings(
 STYLE_REMARKS = {
     "outline": Wordings("outline style", "line art", "outlined", "line art look", "outline drawing"),
     "pastel": Wordings("pastel colors", "pastel colours", "pastel", "pastel style", "soft pastel tones"),
-    "flat": Wordings("flat illustration", "flat style", "flat design"),
+    "flat": Wordings(
+        "flat illustration", "flat style", "flat design", "cartoon style", "cartoon", "vector art", "icon"
+    ),
 }
 STYLE_ENDINGS = {
     "outline": Wordings("in outline style", "with outlines", "as line art", "drawn with outlines"),
     "pastel": Wordings("in pastel colors", "in pastel colours", "in soft pastel tones", "in pastel"),
-    "flat": Wordings("in flat style", "as a flat illustration"),
+    "flat": Wordings("in flat style", "as a flat illustration", "in cartoon style"),
 }
 STYLE_INTROS = {
     "outline": Wordings("an outline drawing of {subject}", "line art of {subject}", "outline style: {subject}"),
     "pastel": Wordings("a pastel illustration of {subject}", "a pastel drawing of {subject}", "pastel: {subject}"),
-    "flat": Wordings("a flat illustration of {subject}", "a flat drawing of {subject}"),
+    "flat": Wordings(
+        "a flat illustration of {subject}",
+        "a flat drawing of {subject}",
+        "a cartoon of {subject}",
+        "an icon of {subject}",
+    ),
 }
 BE = {False: "is", True: "are"}
 INTROS = Wordings(
@@ -358,6 +405,17 @@ LETTERING = Wordings(
     "{text} written on a {colour} {surface}",
     "a {colour} {surface} on which {text} is written",
 )
+# Capitals without quotation marks are lettering only where a word of writing stands right before or behind them.
+LETTERING_UNQUOTED = Wordings(
+    "a {colour} {surface} saying {text}",
+    "a {colour} {surface} that says {text}",
+    "a {colour} {surface} with the {kind} {text}",
+    "a {colour} {surface} that reads {text}",
+    "the {kind} {text} on a {colour} {surface}",
+    "a {colour} {surface} reading {text}",
+    "a {colour} {surface} with the text {text}",
+    "a {colour} {text} {surface}",
+)
 KINDS_OF_TEXT = {
     "word": Wordings("word", "word", "lettering", "letters"),
     "letter": Wordings("letter", "letter", "word"),
@@ -372,6 +430,7 @@ WORD_TABLES = (
     SIZE_WORDS,
     NUMBERS,
     GROUPS,
+    SOME,
     PLACES,
     PLACE_TAGS,
     PLACED,

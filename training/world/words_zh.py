@@ -6,11 +6,11 @@ from training.world.wordings import Wordings
 
 # Measure words (one character each), and the noun that takes them. No noun begins with 大 or 小: those are sizes.
 NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
-    "circle": (("个", "圆形"), ("个", "圆")),
+    "circle": (("个", "圆形"), ("个", "圆"), ("个", "圆圈")),
     "square": (("个", "正方形"), ("个", "方形"), ("个", "方块")),
     "triangle": (("个", "三角形"), ("个", "三角")),
     "star": (("颗", "星星"), ("颗个", "五角星"), ("颗", "星")),
-    "heart": (("颗个", "爱心"), ("个", "心形"), ("颗", "心")),
+    "heart": (("颗个", "爱心"), ("个", "心形"), ("颗", "心"), ("颗", "桃心")),
     "ring": (("个", "圆环"), ("个", "环形"), ("个", "环")),
     "diamond": (("个", "菱形"),),
     "cross": (("个", "十字"), ("个", "十字形")),
@@ -19,34 +19,34 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "sun": (("个轮", "太阳"),),
     "moon": (("个轮弯", "月亮"), ("个轮弯", "弯月"), ("个", "月牙")),
     "cloud": (("朵片", "云"), ("朵", "云朵"), ("朵", "云彩")),
-    "tree": (("棵", "树"),),
+    "tree": (("棵", "树"), ("棵", "树木")),
     "house": (("座栋间", "房子"), ("座栋间", "房屋"), ("座间", "屋子")),
     "car": (("辆", "汽车"), ("辆", "车"), ("辆", "轿车")),
-    "boat": (("艘条只", "船"), ("艘条", "帆船")),
-    "fish": (("条", "鱼"),),
-    "bird": (("只", "鸟"),),
+    "boat": (("艘条只", "船"), ("艘条", "帆船"), ("艘条只", "船只")),
+    "fish": (("条", "鱼"), ("条", "鱼儿")),
+    "bird": (("只", "鸟"), ("只", "鸟儿")),
     "cat": (("只", "猫"), ("只", "猫咪")),
-    "flower": (("朵", "花"), ("朵", "花朵")),
+    "flower": (("朵", "花"), ("朵", "花朵"), ("朵", "鲜花"), ("朵", "花儿")),
     "apple": (("个颗", "苹果"),),
     "balloon": (("个只", "气球"),),
     "umbrella": (("把", "雨伞"), ("把", "伞")),
     "cup": (("个只", "杯子"), ("个只", "茶杯"), ("个只", "水杯")),
-    "mountain": (("座", "山"), ("座", "山峰")),
+    "mountain": (("座", "山"), ("座", "山峰"), ("座", "高山")),
     "mushroom": (("个朵", "蘑菇"),),
     "rocket": (("枚个", "火箭"),),
     "butterfly": (("只", "蝴蝶"),),
-    "hat": (("顶个", "帽子"),),
+    "hat": (("顶个", "帽子"), ("顶", "礼帽")),
     "leaf": (("片", "叶子"), ("片", "树叶")),
     "drop": (("颗个", "水滴"), ("颗", "水珠"), ("颗", "雨滴")),
     "bell": (("个只", "铃铛"),),
-    "book": (("本", "书"),),
+    "book": (("本", "书"), ("本", "书本")),
     "kite": (("只个", "风筝"),),
     "crown": (("顶个", "皇冠"), ("顶", "王冠")),
 }
 COLOUR_WORDS = {
     "red": Wordings("红色"),
     "orange": Wordings("橙色", "橘色"),
-    "yellow": Wordings("黄色", "黄色", "金黄色"),
+    "yellow": Wordings("黄色", "黄色", "金黄色", "金色"),
     "green": Wordings("绿色"),
     "cyan": Wordings("青色", "青绿色"),
     "blue": Wordings("蓝色"),
@@ -55,9 +55,10 @@ COLOUR_WORDS = {
     "brown": Wordings("棕色", "褐色", "咖啡色"),
     "black": Wordings("黑色"),
     "white": Wordings("白色"),
-    "gray": Wordings("灰色"),
+    "gray": Wordings("灰色", "灰色", "银色"),
 }
-BACKGROUND_COLOURS = COLOUR_WORDS | {"yellow": Wordings("黄色")}  # gold is no plain background
+# Gold and silver are no plain backgrounds.
+BACKGROUND_COLOURS = COLOUR_WORDS | {"yellow": Wordings("黄色"), "gray": Wordings("灰色")}
 SHORT_COLOURS = {
     "red": "红",
     "orange": "橙",
@@ -86,6 +87,12 @@ SIZED = {
         "大的{coloured}",
     ),
 }
+# Without a colour.
+SIZED_ONLY = {
+    "small": Wordings("小{noun}", "小小的{noun}", "很小的{noun}"),
+    "medium": Wordings("中等大小的{noun}"),
+    "big": Wordings("大{noun}", "大大的{noun}", "很大的{noun}", "巨大的{noun}"),
+}
 UNSIZED = Wordings("{colour}{noun}", "{colour}的{noun}")
 UNSIZED_BEFORE_ONE_CHARACTER = Wordings("{colour}的{noun}", "{colour}{noun}")  # 红色的树
 NUMBERS = {
@@ -94,6 +101,9 @@ NUMBERS = {
     3: Wordings("三", "三", "3"),
     4: Wordings("四", "四", "4"),
 }
+
+# How many are drawn when nobody says how many, and how nobody says it.
+UNCOUNTED, SOME = 3, "几"
 
 PICTURE = Wordings("", "画面", "图片", "图")
 PLACES = {
@@ -168,13 +178,13 @@ COLOUR_ALONE = Wordings("{colour}背景", "纯{colour}背景", "只有{colour}�
 
 # A scenery: where (also "things are there"), when, and what is seen behind.
 SCENERY_PLACES = {
-    "day": Wordings("蓝天下", "晴朗的天空下", "晴空下"),
+    "day": Wordings("蓝天下", "晴朗的天空下", "晴空下", "天空中", "天上", "蓝天上"),
     "sunset": Wordings("夕阳下", "晚霞中", "夕阳中", "落日下"),
-    "night": Wordings("星空下", "夜空下", "夜晚的星空下", "夜空中"),
-    "sea": Wordings("海边", "大海边", "海上", "沙滩上", "海面上"),
-    "meadow": Wordings("草地上", "草坪上", "草原上"),
+    "night": Wordings("星空下", "夜空下", "夜晚的星空下", "夜空中", "太空中", "月夜里"),
+    "sea": Wordings("海边", "大海边", "海上", "沙滩上", "海面上", "海里", "水里", "水上"),
+    "meadow": Wordings("草地上", "草坪上", "草原上", "草地里", "田野里"),
     "snow": Wordings("雪地里", "雪地上", "雪中"),
-    "city": Wordings("城市里", "城市中", "都市里", "城里"),
+    "city": Wordings("城市里", "城市中", "都市里", "城里", "街上", "马路上"),
     "desert": Wordings("沙漠里", "沙漠中", "沙漠上"),
 }
 SCENERY_TIMES = {
@@ -213,7 +223,7 @@ SCENERY_ALONE = Wordings("{noun}", "{noun}，没有别的东西", "只有{noun}"
 STYLES = {
     "outline": Wordings("描边风格", "线描风格", "线稿风格", "带描边", "勾线风格"),
     "pastel": Wordings("柔和色调", "粉彩", "粉彩风格", "淡雅的色调", "粉彩色调"),
-    "flat": Wordings("扁平插画", "扁平风格", "扁平化风格"),
+    "flat": Wordings("扁平插画", "扁平风格", "扁平化风格", "卡通风格", "卡通"),
 }
 INTROS = Wordings(
     "画{subject}",
@@ -245,6 +255,17 @@ LETTERING_CLAUSE = Wordings(
     "{text}写在{one}{colour}{surface}上",
     "{one}{colour}的{surface}写着{text}",
 )
+# Capitals without quotation marks are lettering only where a word of writing stands right before them.
+LETTERING_NOUN_UNQUOTED = Wordings(
+    "{one}写着{text}的{colour}{surface}", "{one}印着{text}的{colour}{surface}", "{one}写有{text}的{colour}{surface}"
+)
+LETTERING_CLAUSE_UNQUOTED = Wordings(
+    "{one}{colour}的{surface}，上面写着{text}",
+    "{one}{colour}{surface}上写着{text}",
+    "{one}{colour}的{surface}上有{kind}{text}",
+    "{one}{colour}{surface}，文字是{text}",
+    "{one}{colour}的{surface}写着{text}",
+)
 KINDS_OF_TEXT = {
     "word": Wordings("文字", "单词", "字母"),
     "letter": Wordings("字母", "文字"),
@@ -262,6 +283,7 @@ WORD_TABLES = (
     UNSIZED,
     UNSIZED_BEFORE_ONE_CHARACTER,
     NUMBERS,
+    SOME,
     PICTURE,
     PLACES,
     PLACED,

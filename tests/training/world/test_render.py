@@ -123,3 +123,21 @@ def test_a_thing_can_be_seen_anywhere_in_a_scenery(scenery: str) -> None:
     for colour, rgb in COLOURS.items():
         if colour not in SCENERY_COLOURS[scenery]:
             assert (distance(picture, rgb) < 40).mean() < 0.1, colour
+
+
+@pytest.mark.parametrize("scenery", SCENERIES)
+def test_a_scenery_is_nearly_the_same_each_time(scenery: str) -> None:
+    pictures = np.stack([render(Scene(None, scenery), 128, 128, seed) for seed in range(8)]).astype(float)
+    assert pictures.std(axis=0).mean() < 5
+
+
+@pytest.mark.parametrize(("position", "is_on_the_right"), [("centre", True), ("top left", True), ("top right", False)])
+def test_the_moon_of_the_night_makes_room_for_things(position: str, is_on_the_right: bool) -> None:
+    picture = render(Scene(Single(Item("circle", "red", "big"), position), "night"), 256, 256, 9)
+    _, xs = np.nonzero(distance(picture, (232, 230, 212)) < 8)
+    assert bool(xs.mean() > 128) is is_on_the_right
+
+
+def test_white_is_white() -> None:
+    for seed in range(20):
+        assert render(Scene(Single(Item("circle", "red")), "white"), 64, 64, seed)[:8].min() >= 248
