@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from tests.web.conftest import LiveServer, Studio
+from zimage_ui.generator.base import ModelInfo, ProgressListener
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.service import JobService
 from zimage_ui.settings import Settings
@@ -81,6 +82,14 @@ class StepGate(threading.Event):
     def set(self) -> None:
         super().set()
         self._steps.release(10_000)
+
+
+class TrainedGenerator(FakeGenerator):
+    """Says that its pictures mean something."""
+
+    def load(self, progress: ProgressListener) -> ModelInfo:
+        self._info = replace(super().load(progress), trained=True)
+        return self._info
 
 
 @pytest.fixture
@@ -169,6 +178,12 @@ class Visit:
 
 
 Visiting = Callable[..., Visit]
+
+
+def box_of(part: Locator) -> dict[str, Any]:
+    box = part.bounding_box()
+    assert box is not None
+    return dict(box)
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import DESKTOP, PHONE, StepGate
-from zimage_ui.generator.base import ModelInfo, ProgressListener
+from tests.browser.conftest import DESKTOP, PHONE, StepGate, TrainedGenerator, box_of
 from zimage_ui.generator.fake import FakeGenerator
 from zimage_ui.generator.profiles import BASE
 
@@ -38,12 +37,6 @@ OVERLAPPING = """() => {
   return boxes.flatMap((one, place) => later(place).filter((other) => overlap(one, other)).map(([name]) => name));
 }"""
 SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-
-
-def box_of(part: Locator) -> dict[str, Any]:
-    box = part.bounding_box()
-    assert box is not None
-    return dict(box)
 
 
 def is_inside(part: Locator, size: dict[str, int]) -> bool:
@@ -179,14 +172,6 @@ def test_enter_generates_but_not_while_a_word_is_being_composed(shared: Studio, 
     person.page.locator("#zi-seed input").focus()
     person.page.keyboard.press("Control+Enter")
     shared.wait_for(lambda: len(shared.board.recent(200)) == before + 2)
-
-
-class TrainedGenerator(FakeGenerator):
-    """Says that its pictures mean something."""
-
-    def load(self, progress: ProgressListener) -> ModelInfo:
-        self._info = replace(super().load(progress), trained=True)
-        return self._info
 
 
 def test_a_guided_model_shows_guidance_and_a_trained_one_no_warning(

@@ -99,11 +99,7 @@ def content_hash(file: Path) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_red_circle_on_a_blue_background_is_what_it_says(person: Visit, studio: Studio, prompt: str) -> None:
-    expect(person.page.locator("zi-header, header").first).to_contain_text("Z-Image mini")
-    file = make(person, studio, prompt, SEED)
-    person.shot(f"bundled-{PROMPTS.index(prompt)}")
+def assert_red_on_blue(file: Path) -> None:
     names = colour_names(np.asarray(Image.open(file).convert("RGB")))
     height, width = names.shape
     middle = names[height * 9 // 20 : height * 11 // 20, width * 9 // 20 : width * 11 // 20]
@@ -113,7 +109,37 @@ def test_a_red_circle_on_a_blue_background_is_what_it_says(person: Visit, studio
     assert shares(names[rim]).get("blue", 0) >= 0.99, shares(names[rim])
     whole = shares(names)
     assert whole.get("red", 0) + whole.get("blue", 0) >= 0.95, whole  # and nothing else but the edge between them
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_red_circle_on_a_blue_background_is_what_it_says(person: Visit, studio: Studio, prompt: str) -> None:
+    expect(person.page.locator("zi-header, header").first).to_contain_text("Z-Image mini")
+    file = make(person, studio, prompt, SEED)
+    person.shot(f"bundled-{PROMPTS.index(prompt)}")
+    assert_red_on_blue(file)
     assert person.page.get_by_text("untrained").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("locale", "more", "prompt"), [("en-US", "More ideas", PROMPTS[0]), ("zh-CN", "换一批", PROMPTS[1])]
+)
+def test_an_example_is_drawn_as_it_says(
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting, locale: str, more: str, prompt: str
+) -> None:
+    from zimage_ui.generator.zimage import ZImageGenerator
+
+    with run_studio(tmp_path, generator=ZImageGenerator(str(BUNDLED_FOLDER), embedding_cache_bytes=2**20)) as studio:
+        person = visit(studio, locale=locale).open()
+        person.page.locator("#zi-seed input").fill(SEED)
+        person.page.get_by_role("button", name=more).click()
+        person.page.get_by_role("button", name=prompt).click()
+        expect(person.picture).to_be_visible()
+        expect(person.account.locator(".zi-total")).to_be_visible()
+        (file,) = saved_files(studio)
+        metadata = read_metadata(file)
+        assert metadata is not None
+        assert metadata.request.prompt == prompt
+        assert_red_on_blue(file)
 
 
 def test_the_same_seed_makes_the_same_file_but_for_what_describes_it(person: Visit, studio: Studio) -> None:

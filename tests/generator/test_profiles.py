@@ -1,10 +1,13 @@
 """Which family a model belongs to."""
 
+import re
+
 import pytest
 
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.profiles import BASE, MINI, PROFILES, TURBO, find_profile
 from zimage_ui.request import GenerationRequest
+from zimage_ui.ui.texts import LANGUAGES
 
 LARGE, SMALL = {"dim": 3840}, {"dim": 256}
 SHIFT_3, SHIFT_6 = {"shift": 3.0}, {"shift": 6.0}
@@ -52,3 +55,17 @@ def test_every_preset_is_a_request_that_is_taken(name):
             guidance_scale=profile.guidance_scale,
         )
     assert profile.sizes[0] == ((256, 256) if profile is MINI else (1024, 1024))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_family_has_prompts_to_begin_with_in_both_languages(name):
+    examples = PROFILES[name].examples
+    english, chinese = ([getattr(example, language) for example in examples] for language in LANGUAGES)
+    assert len(examples) >= 6
+    assert len({*english, *chinese}) == 2 * len(examples)
+    for prompts in zip(english, chinese, strict=True):
+        quoted = [re.findall("“(.+?)”", prompt) for prompt in prompts]
+        assert len(quoted[0]) == len(quoted[1]), "words in one language and none in the other"
+        assert not any(re.search(r"[\u4e00-\u9fff]", re.sub("“.+?”", "", prompt)) for prompt in prompts[:1])
+        assert all(re.search(r"[\u4e00-\u9fff]", prompt) for prompt in prompts[1:])
+        assert max(map(len, prompts)) <= 80, "does not fit on its button"

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from zimage_ui.generator.profiles import MINI
 from zimage_ui.jobs.service import JobService
 from zimage_ui.settings import Settings
 from zimage_ui.ui.page import Page, build_page
@@ -34,6 +35,7 @@ def test_the_configuration_travels_in_the_head(page: Page) -> None:
     config = embedded(page)
     assert config["texts"] == catalogue()
     assert config["language"] == "auto"
+    assert config["examples"] == [{"en": each.en, "zh": each.zh} for each in MINI.examples]
     assert config["plotly_url"].startswith("/assets/plotly.min.js?v=")
 
 

@@ -148,6 +148,12 @@ def test_the_source_of_a_model_stays_inside() -> None:
     assert "source" not in views.model_view(replace(MODEL, source="/home/somebody/models"))
 
 
+def test_a_model_brings_its_examples_along() -> None:
+    view = json.loads(json.dumps(views.model_view(MODEL)))
+    assert view["profile"]["examples"] == [{"en": each.en, "zh": each.zh} for each in MODEL.profile.examples]
+    assert view["profile"]["examples"]
+
+
 def test_a_preview_is_a_small_jpeg() -> None:
     pixels = bytes(value for _ in range(64) for value in (200, 30, 30))
 

@@ -61,6 +61,14 @@ SILENT = GenerationListener()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExamplePrompt:
+    """A prompt to begin with, in each language of the page."""
+
+    en: str
+    zh: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """How a family of models wants to be used.
 
@@ -69,6 +77,7 @@ class ModelProfile:
         num_inference_steps, guidance_scale: defaults.
         takes_negative_prompt: whether guidance and a negative prompt do anything.
         sizes: (width, height) presets, the default first.
+        examples: prompts that such models draw well, the best first.
     """
 
     name: str
@@ -76,6 +85,7 @@ class ModelProfile:
     guidance_scale: float
     takes_negative_prompt: bool
     sizes: tuple[tuple[int, int], ...]
+    examples: tuple[ExamplePrompt, ...] = ()
 
     def check(self, request: GenerationRequest) -> None:
         """See that `request` can be made as it says.

@@ -19,21 +19,15 @@ from zimage_ui.generator.base import (
     GenerationListener,
     GenerationResult,
     ModelInfo,
-    ModelProfile,
     ProgressListener,
     WarmupPhase,
     WarmupProgress,
 )
+from zimage_ui.generator.profiles import MINI
 from zimage_ui.request import GeneratedImage, GenerationRequest, Preview
 from zimage_ui.stages import MonotonicClock, Stage
 
-FAKE_PROFILE = ModelProfile(
-    name="mini",
-    num_inference_steps=8,
-    guidance_scale=0.0,
-    takes_negative_prompt=False,
-    sizes=((256, 256), (320, 192), (192, 320), (384, 384), (512, 512)),
-)
+FAKE_PROFILE = MINI
 _CACHE_ENTRIES = 64
 _WARMUP_STEPS = 4
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.base import ModelProfile
+from zimage_ui.generator.examples import MINI_EXAMPLES, TURBO_EXAMPLES
 
 _LARGE_SIZES = (
     (1024, 1024),
@@ -24,10 +25,20 @@ _LARGE_SIZES = (
 )
 
 TURBO = ModelProfile(
-    name="turbo", num_inference_steps=8, guidance_scale=0.0, takes_negative_prompt=False, sizes=_LARGE_SIZES
+    name="turbo",
+    num_inference_steps=8,
+    guidance_scale=0.0,
+    takes_negative_prompt=False,
+    sizes=_LARGE_SIZES,
+    examples=TURBO_EXAMPLES,
 )
 BASE = ModelProfile(
-    name="base", num_inference_steps=50, guidance_scale=4.0, takes_negative_prompt=True, sizes=_LARGE_SIZES
+    name="base",
+    num_inference_steps=50,
+    guidance_scale=4.0,
+    takes_negative_prompt=True,
+    sizes=_LARGE_SIZES,
+    examples=TURBO_EXAMPLES,
 )
 MINI = ModelProfile(
     name="mini",
@@ -35,6 +46,7 @@ MINI = ModelProfile(
     guidance_scale=0.0,
     takes_negative_prompt=False,
     sizes=((256, 256), (320, 192), (192, 320), (384, 384), (512, 512)),
+    examples=MINI_EXAMPLES,
 )
 PROFILES = {profile.name: profile for profile in (TURBO, BASE, MINI)}
 

@@ -186,7 +186,8 @@ def connect_form(form: Form, jobs: JobService) -> None:
     form.buttons["reuse"].click(
         None, inputs=fields["seed"], outputs=fields["seed"], js="(seed) => globalThis.zimage.lastSeed(seed)"
     )
-    form.bridge.form(None, outputs=list(form.labelled.values()), js="() => globalThis.zimage.form()")
+    filled = form.bridge.form(None, outputs=list(form.labelled.values()), js="() => globalThis.zimage.form()")
+    filled.then(None, js="() => globalThis.zimage.filled()")
     for name in ("prompt", "negative", "seed", "steps", "count", "guidance"):
         fields[name].change(None, inputs=fields[name], js=f"(value) => globalThis.zimage.remember('{name}', value)")
 

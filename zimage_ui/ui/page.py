@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
 from zimage_ui import __version__
+from zimage_ui.generator.examples import MINI_EXAMPLES
 from zimage_ui.jobs.service import JobService
 from zimage_ui.request import ImageFormat, SchedulerName
 from zimage_ui.settings import Settings
@@ -81,6 +82,8 @@ def page_config(form: Form, settings: Settings) -> dict[str, Any]:
         "form": form_names(form),
         "sizes": DEFAULT_SIZES,
         "steps": DEFAULT_STEPS,
+        # Until the model is known: what the small one draws, every other draws too.
+        "examples": [asdict(example) for example in MINI_EXAMPLES],
         "choices": {"scheduler": list(SchedulerName), "format": list(ImageFormat)},
         "plotly_url": f"{ASSETS_URL}/plotly.min.js?v={_plotly_version()}",
     }

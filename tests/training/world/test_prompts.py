@@ -1,10 +1,14 @@
 """What people type first is made of words that the model has met."""
 
+import re
+
 import pytest
 
 from training.tokenizer import UNKNOWN, make_tokenizer
 from training.world.captions import LANGUAGES
-from training.world.examples import EXAMPLES
+from training.world.scene import is_held_out_pair, is_held_out_relation, is_held_out_word
+from training.world.vocabulary import COLOURS, RELATIONS, THINGS
+from zimage_ui.generator.profiles import MINI
 
 TOKENIZER = make_tokenizer()
 
@@ -49,6 +53,20 @@ def test_few_words_of_first_prompts_are_unknown(language: str, prompts: str, sha
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_example_is_known_to_the_last_word(language: str) -> None:
-    assert len(EXAMPLES[language]) == 8
-    for prompt in EXAMPLES[language]:
+    assert len(MINI.examples) == 8
+    for example in MINI.examples:
+        prompt = getattr(example, language)
         assert UNKNOWN not in TOKENIZER.encode(prompt).tokens, prompt
+
+
+def test_no_example_is_of_what_was_kept_from_training() -> None:
+    for example in MINI.examples:
+        pairs = [pair for pair in ((t, c) for t in THINGS for c in COLOURS) if f"{pair[1]} {pair[0]}" in example.en]
+        words = re.findall(r"[A-Z]+", example.en)
+        assert pairs or words, example.en
+        assert not any(is_held_out_pair(*pair) for pair in pairs), example.en
+        assert not any(is_held_out_word(word) for word in words), example.en
+        if len(pairs) == 2:
+            first, second = sorted((thing for thing, _ in pairs), key=example.en.index)
+            (relation,) = (relation for relation in RELATIONS if f" {relation} " in example.en)
+            assert not is_held_out_relation(first, relation, second), example.en

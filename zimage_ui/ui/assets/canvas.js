@@ -2,15 +2,13 @@
 
 import { button, h, icon, Live, untrainedBadge } from "./dom.js";
 import { count } from "./format.js";
-import { focus, isActive, model, select, state } from "./store.js";
+import { focus, isActive, select, state } from "./store.js";
 import { hasText, t } from "./texts.js";
-import { fillPrompt } from "./compose.js";
 
 const MAX_ENLARGEMENT = 2.5; // small models make small pictures; beyond this they are all blur
 const GAP_PX = 10;
 const SQUARE_BONUS = 1.1;
 const FULL_BONUS = 1.05;
-const EXAMPLES = ["example.1", "example.2", "example.3"];
 
 /** How many columns give the largest tiles for `n` pictures of this shape; of nearly equal ones the fuller grid. */
 function bestGrid(n, width, height, room) {
@@ -48,7 +46,7 @@ class Canvas extends Live {
 
   update() {
     const { job, picture } = focus();
-    this.dataset.state = job?.phase ?? (picture ? "picture" : "empty");
+    this.dataset.state = job?.phase ?? (picture ? "picture" : state.listed ? "empty" : "unknown");
     if (picture) this.#show([picture], picture, 1);
     else if (job?.pictures.length) this.#show(job.pictures, job, isActive(job) ? job.num_images : job.pictures.length);
     else if (job?.preview) this.#grow(job);
@@ -148,7 +146,7 @@ class Canvas extends Live {
     if (job?.phase === "failed") return { key: `failed ${job.job_id}`, make: () => failure(job.error) };
     if (job?.phase === "queued") return { key: `queued ${job.position}`, make: () => waiting(job) };
     if (job || picture) return this.#backToJob(picture);
-    return { key: `empty ${model()?.fingerprint}`, make: () => welcome() };
+    return state.listed ? { key: "empty", make: () => [h("zi-welcome")] } : null;
   }
 
   #backToJob(picture) {
@@ -156,18 +154,6 @@ class Canvas extends Live {
     const back = () => select(null);
     return { key: "selected", make: () => [button(t("canvas.back"), back, { className: "zi-quiet zi-back" })] };
   }
-}
-
-function welcome() {
-  const examples = EXAMPLES.map((key) => button(t(key), () => fillPrompt(t(key)), { className: "zi-example" }));
-  return [
-    h("div.zi-welcome", {},
-      h("h2", {}, t("canvas.empty")),
-      h("p", {}, t("canvas.empty.hint")),
-      h("div.zi-examples", {}, examples),
-      model()?.trained === false && h("p.zi-note", {}, untrainedBadge(), " ", t("untrained.why")),
-    ),
-  ];
 }
 
 function waiting(job) {

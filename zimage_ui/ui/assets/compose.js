@@ -17,6 +17,7 @@ const page = (globalThis.zimage ??= {});
 const remembered = { byProfile: {}, ...readJson(FORM_KEY) };
 const pendingValues = new Map(); // what the next `form` event is to put into the form
 let filled = false;
+let trial = ""; // of an example that was clicked: "filling" the form, then "asked" until the server answers
 
 // ---- values --------------------------------------------------------------------------------------------------------
 
@@ -80,8 +81,18 @@ function fill(values) {
   page.fillForm?.();
 }
 
-export function fillPrompt(prompt) {
+export function examples() {
+  return profile()?.examples ?? config.examples;
+}
+
+/** Puts an example into the form and has it made; a second click on the way there is none. */
+export function tryPrompt(prompt) {
+  if (trial) return;
+  trial = "filling";
   fill({ prompt });
+}
+
+export function focusPrompt() {
   promptBox()?.focus();
 }
 
@@ -129,6 +140,13 @@ page.form = () => {
   return [...updates, ...config.form.buttons.map((name) => ({ __type__: "update", value: t(`form.${name}`) }))];
 };
 
+/** The form holds what `form` gave it. */
+page.filled = () => {
+  if (trial !== "filling") return;
+  trial = "asked";
+  page.generate();
+};
+
 page.remember = (name, value) => {
   if (filled) remember(name, value);
 };
@@ -150,13 +168,17 @@ page.lastSeed = (seed) => {
 };
 
 page.answered = (answer) => {
+  trial = "";
   if (!answer?.error) return;
   const { message, hint, code, param } = answer.error;
   mistake(hasText(`error.${code}`) ? t(`error.${code}`) : t("error.error"), message, hint);
   document.querySelector(`#zi-${FIELD_OF_PARAM[param] ?? param} :is(textarea, input)`)?.focus();
 };
 
-page.refused = () => mistake(t("error.refused"), t("error.refused.hint"));
+page.refused = () => {
+  trial = "";
+  mistake(t("error.refused"), t("error.refused.hint"));
+};
 
 // ---- keys, names, state --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ const ICONS = {
   download: "M10 3v9m-4-4 4 4 4-4M4 16h12",
   copy: "M7 7h9v10H7zM4 13V3h9",
   reuse: "M4 8h9a3.5 3.5 0 0 1 0 7H8M4 8l3-3M4 8l3 3",
+  forth: "M5 10h10M10.5 5.5 15 10l-4.5 4.5",
+  turn: "M16 10a6 6 0 1 1-2-4.5M16 2.5v3.7h-3.7",
   back: "M11 4l-6 6 6 6M5 10h11",
   close: "M5 5l10 10M15 5 5 15",
   sliders: "M3 6h7m4 0h3M3 14h3m4 0h7M12 4v4M8 12v4",

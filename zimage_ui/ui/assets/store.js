@@ -19,6 +19,7 @@ export const state = {
   telemetryHeardAt: -Infinity, // performance.now()
   jobs: new Map(), // job_id -> job, in the order of their submission
   pictures: new Map(), // picture_id -> picture of the library or of a job
+  listed: false, // whether the library has been asked what it holds
   selection: null, // picture_id that the person chose to look at; null follows what happens
 };
 
@@ -190,9 +191,9 @@ function forgetOldest() {
 
 async function fetchPictures() {
   const response = await fetch(`/api/pictures?limit=${STRIP_PICTURES}`).catch(() => null);
-  if (!response?.ok) return; // the strip keeps what it has; the header says that the connection is lost
-  for (const row of (await response.json()).pictures) {
-    keepPicture({ ...row, untrained: row.metadata.model?.trained === false });
-  }
+  // Without an answer the strip keeps what it has; the header says that the connection is lost.
+  const rows = response?.ok ? (await response.json()).pictures : [];
+  for (const row of rows) keepPicture({ ...row, untrained: row.metadata.model?.trained === false });
+  state.listed = true;
   publish("pictures");
 }

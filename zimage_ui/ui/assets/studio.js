@@ -4,6 +4,7 @@ import "./toasts.js";
 import "./choice.js";
 import "./header.js";
 import "./canvas.js";
+import "./welcome.js";
 import "./timings.js";
 import "./strip.js";
 import "./chart.js";
