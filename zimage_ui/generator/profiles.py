@@ -45,7 +45,7 @@ MINI = ModelProfile(
     num_inference_steps=8,
     guidance_scale=0.0,
     takes_negative_prompt=False,
-    sizes=((256, 256), (320, 192), (192, 320), (384, 384), (512, 512)),
+    sizes=((384, 384), (256, 256), (512, 512), (320, 192), (192, 320)),
     examples=MINI_EXAMPLES,
 )
 PROFILES = {profile.name: profile for profile in (TURBO, BASE, MINI)}
