@@ -54,7 +54,7 @@ def test_generate_writes_the_file_and_prints_its_name(capsys, tmp_path):
     assert "sample 8 of 8" in err
     with Image.open(tmp_path / "boat.png") as picture:
         picture.load()
-        assert picture.size == (256, 256)
+        assert picture.size == (384, 384)
     kept = read_metadata(tmp_path / "boat.png")
     assert kept is not None
     assert (kept.request.prompt, kept.request.seed, kept.nfe) == ("a red boat", 7, 8)

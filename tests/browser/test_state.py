@@ -124,7 +124,7 @@ def test_the_warm_up_is_shown_and_what_was_typed_meanwhile_stays(
         assert "Warming up" in seen
 
         # The model wants other sizes; the steps were the person's choice.
-        expect(person.page.get_by_role("radio", name="256 × 256")).to_be_checked()
+        expect(person.page.get_by_role("radio", name="384 × 384")).to_be_checked()
         expect(person.page.locator("#zi-steps input")).to_have_value("9")
         expect(person.prompt).to_have_value("typed while it loads")
         expect(person.page.locator("zi-model")).to_contain_text("nothing is computed")

@@ -54,7 +54,7 @@ def test_every_preset_is_a_request_that_is_taken(name):
             num_inference_steps=profile.num_inference_steps,
             guidance_scale=profile.guidance_scale,
         )
-    assert profile.sizes[0] == ((256, 256) if profile is MINI else (1024, 1024))
+    assert profile.sizes[0] == ((384, 384) if profile is MINI else (1024, 1024))
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -34,7 +34,7 @@ def test_a_warm_service_is_ready_and_says_what_is_loaded(shared: Studio) -> None
     assert (view["ready"], view["phase"], view["progress"]) == (True, "ready", 1)
     model = view["model"]
     assert (model["name"], model["trained"], model["profile"]["num_inference_steps"]) == ("fake", False, 8)
-    assert model["profile"]["sizes"][0] == [256, 256]
+    assert model["profile"]["sizes"][0] == [384, 384]
     assert model["dtype_reason"]
     assert "source" not in model
 

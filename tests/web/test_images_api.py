@@ -51,12 +51,12 @@ def test_a_prompt_becomes_a_picture_with_its_account(shared: Studio) -> None:
     (picture,) = answer["data"]
     image = opened(picture["b64_json"])
     assert image.format == "PNG"
-    assert image.size == (256, 256)
+    assert image.size == (384, 384)
     assert "a red fox" in image.info["parameters"]
     assert picture["seed"] == answer["seed"] == 7
     assert answer["nfe"] == answer["num_inference_steps"] == 8
     assert answer["memory_plan"] == "none"
-    assert answer["size"] == "256x256"
+    assert answer["size"] == "384x384"
     assert answer["output_format"] == "png"
     assert answer["untrained"] is True
     timings = answer["timings_ms"]
@@ -103,7 +103,7 @@ def test_null_means_not_given_and_what_means_nothing_here_is_ignored(shared: Stu
     )  # fmt: skip
 
     assert response.status_code == 200
-    assert response.json()["size"] == "256x256"
+    assert response.json()["size"] == "384x384"
 
 
 HUGE = "9" * 400
@@ -295,7 +295,7 @@ def test_a_picture_that_the_disk_refuses_can_still_be_fetched(studio: Studio, mo
     assert len({picture["picture_id"] for picture in pictures}) == 2
     for picture in pictures:
         image = Image.open(io.BytesIO(httpx.get(picture["url"]).content))
-        assert image.size == (256, 256)
+        assert image.size == (384, 384)
     monkeypatch.undo()  # the disk has room again, so nothing is left to be saved at the end
 
 

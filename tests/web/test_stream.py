@@ -101,7 +101,7 @@ def test_a_page_hears_the_whole_present_state_first(studio: Studio) -> None:
 
     assert events[0].name == "readiness"
     assert events[0].data["ready"] is True
-    assert events[0].data["model"]["profile"]["sizes"][0] == [256, 256]
+    assert events[0].data["model"]["profile"]["sizes"][0] == [384, 384]
     assert "telemetry" in [event.name for event in events]
     assert [event.data["job_id"] for event in events if event.name == "job"] == ended[3:]
     assert [event.number for event in events] == sorted({event.number for event in events})
