@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.generator.hooked import transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.components import Components, MemoryPlan
@@ -56,7 +57,7 @@ def stock_pictures(stock: Any, asked: GenerationRequest) -> list[np.ndarray]:
 def part(engine: Engine, stage: Stage) -> Any:
     return {
         Stage.ENCODE: engine.components.text_encoder,
-        Stage.SAMPLE: engine.components.transformer,
+        Stage.SAMPLE: transformer_pass(engine),
         Stage.DECODE: engine.components.vae.decoder,
     }[stage]
 
@@ -254,13 +255,13 @@ class TestOutOfMemory:
         assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "smallest"
 
     def test_smaller_requests_keep_the_fast_plan(self, engine, fail_forward):
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         assert make(engine, request(width=128)).memory_plan == "smallest"
         assert make(engine, request(width=128)).memory_plan == "smallest"  # it would only fail first
         assert make(engine, request(width=64)).memory_plan == "resident"
 
     def test_the_fast_plan_comes_back_after_some_good_pictures(self, engine, fail_forward):
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         plans = [make(engine, request(num_inference_steps=1)).memory_plan for _ in range(9)]
         assert plans == ["smallest"] * 8 + ["resident"]
 
@@ -284,7 +285,7 @@ class TestOutOfMemory:
             return clocks[-1]
 
         monkeypatch.setattr("zimage_ui.generator.engine.stage_clock", only_clock)
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         make(engine, request())
         (clock,) = clocks
         begun = [stage for stage, _ in clock._marks]
@@ -293,7 +294,7 @@ class TestOutOfMemory:
     def test_memory_is_released_before_the_second_attempt(self, engine, fail_forward, monkeypatch):
         released = []
         monkeypatch.setattr("zimage_ui.generator.memory.release_memory", released.append)
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         make(engine, request())
         assert released == [engine.components.device]
 
@@ -315,9 +316,7 @@ class TestOutOfMemory:
 
 class TestOtherFailures:
     def test_a_lost_device_is_not_tried_again(self, engine, fail_forward):
-        fail_forward(
-            engine.components.transformer, RuntimeError("CUDA error: an illegal memory access was encountered")
-        )
+        fail_forward(transformer_pass(engine), RuntimeError("CUDA error: an illegal memory access was encountered"))
         with pytest.raises(DeviceLostError):
             make(engine, request())
 
