@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 # oneDNN orders a kernel for a size of picture; this one does for all (another order would be converted in each call).
 _USUAL_SIDE = 128
@@ -32,7 +32,7 @@ class PlainConvolution:
 
     def __call__(self, picture: torch.Tensor) -> torch.Tensor:
         """A new picture."""
-        return F.conv2d(picture, self._kernel, self._bias, padding=self._padding)
+        return functional.conv2d(picture, self._kernel, self._bias, padding=self._padding)
 
     def added_to(self, other: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
         """`other`."""

@@ -6,9 +6,11 @@ less of them: the doubled pictures (18 % of all work at the bundled model's size
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from zimage_ui.generator.fast.convolution import convolution
 from zimage_ui.generator.fast.decoder_layers import Layer
@@ -22,7 +24,7 @@ class CpuLayers:
         """By oneDNN."""
         return convolution(stock)
 
-    def resnet(self, stock: nn.Module) -> Layer:
+    def resnet(self, stock: Any) -> Layer:
         """Adds the second convolution to the residual on the way."""
         before, first = _norm_silu(stock.norm1), convolution(stock.conv1)
         between, second = _norm_silu(stock.norm2), convolution(stock.conv2)
@@ -34,7 +36,7 @@ class CpuLayers:
 
         return layer
 
-    def attention(self, stock: nn.Module) -> Layer:
+    def attention(self, stock: Any) -> Layer:
         """The stock module: a small share of a CPU's work."""
         return lambda picture: stock(picture.contiguous()).contiguous(memory_format=torch.channels_last)
 
@@ -51,7 +53,7 @@ class CpuLayers:
 
 def _norm_silu(norm: nn.GroupNorm) -> Layer:
     def layer(picture: torch.Tensor) -> torch.Tensor:
-        normalised = F.group_norm(picture, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        return F.silu(normalised, inplace=True)
+        normalised = functional.group_norm(picture, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return functional.silu(normalised, inplace=True)
 
     return layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,10 +20,10 @@ class LayerMaker(Protocol):
     def convolution(self, stock: nn.Conv2d) -> Layer:
         """The decoder's first convolution."""
 
-    def resnet(self, stock: nn.Module) -> Layer:
+    def resnet(self, stock: Any) -> Layer:
         """A diffusers ResnetBlock2D."""
 
-    def attention(self, stock: nn.Module) -> Layer:
+    def attention(self, stock: Any) -> Layer:
         """A diffusers Attention over all positions of a picture, with its norm and its residual."""
 
     def upsampler(self, stock: nn.Conv2d) -> Layer:
@@ -33,7 +33,7 @@ class LayerMaker(Protocol):
         """The last norm, SiLU and the convolution to colours."""
 
 
-def decoder_layers(decoder: nn.Module, make: LayerMaker) -> list[Layer]:
+def decoder_layers(decoder: Any, make: LayerMaker) -> list[Layer]:
     """The layers of a diffusers `Decoder`, in order.
 
     Raises:
@@ -42,7 +42,7 @@ def decoder_layers(decoder: nn.Module, make: LayerMaker) -> list[Layer]:
     return list(_layers(decoder, make))
 
 
-def _layers(decoder: nn.Module, make: LayerMaker) -> Iterator[Layer]:
+def _layers(decoder: Any, make: LayerMaker) -> Iterator[Layer]:
     yield make.convolution(decoder.conv_in)
     first, *others = decoder.mid_block.resnets
     yield make.resnet(_checked(first))
@@ -58,7 +58,7 @@ def _layers(decoder: nn.Module, make: LayerMaker) -> Iterator[Layer]:
     yield make.head(decoder.conv_norm_out, decoder.conv_out)
 
 
-def _checked(resnet: nn.Module) -> nn.Module:
+def _checked(resnet: Any) -> Any:
     plain = (
         isinstance(resnet.nonlinearity, nn.SiLU)
         and resnet.time_emb_proj is None

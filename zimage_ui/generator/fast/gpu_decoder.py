@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from zimage_ui.generator.fast import group_norm, wide_attention
 from zimage_ui.generator.fast.any_size import compiled
@@ -33,14 +33,13 @@ class Functions(NamedTuple):
 
 
 def compiled_functions() -> Functions:
-    """All of them compiled, each for any number of pixels: the channels are fixed by the first use and compiled anew."""
-    rows, squares = {0: (0,), 1: (0,)}, {0: (0, 1)}
+    """All of them compiled, each for any number of pixels; another number of channels is compiled anew."""
     return Functions(
         measure=compiled(group_norm.measure, varying={0: (0, 1)}),
         normalise=compiled(group_norm.normalise, varying={0: (0,)}),
         normalise_silu=compiled(group_norm.normalise_silu, varying={0: (0,)}),
-        join=compiled(group_norm.join, varying=rows),
-        probabilities=compiled(wide_attention.probabilities, varying=squares),
+        join=compiled(group_norm.join, varying={0: (0,), 1: (0,)}),
+        probabilities=compiled(wide_attention.probabilities, varying={0: (0, 1)}),
     )
 
 
@@ -53,9 +52,9 @@ class GpuLayers:
     def convolution(self, stock: nn.Conv2d) -> Layer:
         """With its bias: nothing is fused with the first one."""
         kernel, padding = _kernel(stock), stock.padding
-        return lambda picture: F.conv2d(picture, kernel, stock.bias, padding=padding)
+        return lambda picture: functional.conv2d(picture, kernel, stock.bias, padding=padding)
 
-    def resnet(self, stock: nn.Module) -> Layer:
+    def resnet(self, stock: Any) -> Layer:
         """Seven passes over a picture of its size, besides what the convolutions read and write."""
         before, between = self._norm(stock.norm1), self._norm(stock.norm2, _bias(stock.conv1))
         first, second = _without_bias(stock.conv1), _without_bias(stock.conv2)
@@ -72,7 +71,7 @@ class GpuLayers:
 
         return layer
 
-    def attention(self, stock: nn.Module) -> Layer:
+    def attention(self, stock: Any) -> Layer:
         """One wide head; queries, keys and values by one matrix product."""
         norm = self._norm(stock.group_norm, silu=False)
         inputs = [stock.to_q, stock.to_k, stock.to_v]
@@ -82,9 +81,9 @@ class GpuLayers:
         functions = self._functions
 
         def layer(picture: torch.Tensor) -> torch.Tensor:
-            query, key, value = F.linear(_rows(norm(picture)), weight, bias).chunk(3, -1)
+            query, key, value = functional.linear(_rows(norm(picture)), weight, bias).chunk(3, -1)
             attended = wide_attention.wide_attention(query, key, value, functions.probabilities)
-            joined = functions.join(F.linear(attended, output), _rows(picture), pending)
+            joined = functions.join(functional.linear(attended, output), _rows(picture), pending)
             return _picture(joined, picture)
 
         return layer
@@ -95,12 +94,14 @@ class GpuLayers:
         return lambda picture: double_and_convolve(picture, kernel, bias)
 
     def head(self, norm: nn.GroupNorm, stock: nn.Conv2d) -> Layer:
-        """The convolution to colours is filled up to eight channels of zeros."""
+        """The convolution to colours is filled up to eight channels with zeros."""
         normalise, colours = self._norm(norm), stock.out_channels
         missing = -colours % _CHANNELS
-        kernel = F.pad(stock.weight.data, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
-        bias = F.pad(stock.bias.data, (0, missing))
-        return lambda picture: F.conv2d(normalise(picture), kernel, bias, padding=stock.padding)[:, :colours]
+        kernel = functional.pad(stock.weight.data, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(
+            memory_format=torch.channels_last
+        )
+        bias = functional.pad(_bias(stock).to(kernel.dtype), (0, missing))
+        return lambda picture: functional.conv2d(normalise(picture), kernel, bias, padding=stock.padding)[:, :colours]
 
     def _norm(self, norm: nn.GroupNorm, pending: torch.Tensor | None = None, *, silu: bool = True) -> Layer:
         weight, bias = norm.weight.data.float(), norm.bias.data.float()
@@ -126,7 +127,7 @@ def _kernel(stock: nn.Conv2d) -> torch.Tensor:
 
 def _without_bias(stock: nn.Conv2d) -> Layer:
     kernel, padding = _kernel(stock), stock.padding
-    return lambda picture: F.conv2d(picture, kernel, None, padding=padding)
+    return lambda picture: functional.conv2d(picture, kernel, None, padding=padding)
 
 
 def _bias(stock: nn.Conv2d) -> torch.Tensor:

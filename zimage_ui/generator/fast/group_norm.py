@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 # Partial sums per channel and statistics: enough of them to occupy every part of a large GPU, few enough to add up.
 _PARTIAL_SUMS = 2**15
@@ -45,8 +45,10 @@ def measure(
     Args:
         stretches: (stretches, pixels, channels), not yet with `pending_bias`.
         pending_bias: (channels,), fp32; belongs to the values.
-        weight, bias: (channels,), fp32, of the norm.
-        groups, eps: of the norm.
+        weight: (channels,), fp32, of the norm; and so is its `bias`.
+        bias: see `weight`.
+        groups: how many groups of channels are normalised together.
+        eps: keeps the norm from dividing by zero.
 
     Returns:
         (channels,) each, fp32: `stretches * factor + summand` is normalised and has its bias.
@@ -69,7 +71,7 @@ def normalise(rows: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor) -
 
 def normalise_silu(rows: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
     """`rows` (pixels, channels) with what `measure` found applied, and then SiLU."""
-    return F.silu(rows.float() * factor + summand).to(rows.dtype)
+    return functional.silu(rows.float() * factor + summand).to(rows.dtype)
 
 
 def join(rows: torch.Tensor, others: torch.Tensor, pending_bias: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ place of 2.8, of 10.5 in all.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 
 def folded_kernel(kernel: torch.Tensor) -> torch.Tensor:
@@ -25,11 +25,11 @@ def folded_kernel(kernel: torch.Tensor) -> torch.Tensor:
     """
     flipped = kernel.float().flip(2, 3)
     corners = [(left, 1 - left, top, 1 - top) for left in (0, 1) for top in (0, 1)]
-    folded = sum(F.pad(flipped, corner) for corner in corners)
+    folded = sum(functional.pad(flipped, corner) for corner in corners)
     assert isinstance(folded, torch.Tensor)
     return folded.transpose(0, 1).to(kernel.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def double_and_convolve(small: torch.Tensor, folded: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """(pictures, inputs, height, width) -> (pictures, outputs, 2 * height, 2 * width), by a `folded_kernel`."""
-    return F.conv_transpose2d(small, folded, bias, stride=2, padding=1)
+    return functional.conv_transpose2d(small, folded, bias, stride=2, padding=1)

@@ -155,7 +155,7 @@ def _gpu_layers() -> LayerMaker:
 
 @contextmanager
 def _measuring_convolutions() -> Iterator[None]:
-    """cuDNN runs its kernels for each new size of convolution once, and keeps to the quickest."""
+    """Let cuDNN try its kernels at each new size of convolution, and keep to the quickest."""
     cudnn: Any = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, True
     try:

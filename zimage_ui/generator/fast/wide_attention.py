@@ -31,7 +31,9 @@ def wide_attention(
     """softmax(query @ key^T / sqrt(features)) @ value, each (positions, features); scores are kept in fp32.
 
     Args:
-        query, key, value: of one dtype.
+        query: of one dtype with `key` and `value`.
+        key: see `query`.
+        value: see `query`.
         probabilities: the function of that name here, or a compiled one.
     """
     scale = query.shape[-1] ** -0.5
