@@ -1,4 +1,4 @@
-"""Hooks on the passes through the transformer, which are no module's forward."""
+"""Hooks on the passes through the model's parts, which are no module's forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zimage_ui.generator.engine import Engine
 
 
 class HookedPass(torch.nn.Module):
-    """Calls what it was made of; a module, so hooks can be put on it. Its inputs: plan, latents, rows, captions."""
+    """Calls what it was made of; a module, so hooks can be put on it."""
 
     def __init__(self, call: Callable[..., torch.Tensor]) -> None:
         super().__init__()
@@ -22,8 +22,23 @@ class HookedPass(torch.nn.Module):
 
 
 def transformer_pass(engine: Engine) -> HookedPass:
-    """Every pass of `engine` through its transformer, from now on, as a module."""
-    network = engine._transformer.network
-    if not isinstance(network.velocity, HookedPass):
-        network.velocity = HookedPass(network.velocity)
-    return network.velocity
+    """Every pass of `engine` through its transformer, from now on, as a module: of plan, latents, rows, captions."""
+    return _hooked(engine._transformer.network, "velocity")
+
+
+def text_encoder_pass(engine: Engine) -> HookedPass:
+    """Every pass of `engine` through its text encoder, from now on, as a module: of the tokens' rows."""
+    return _hooked(engine._text_encoder, "_run")
+
+
+def decoder_pass(engine: Engine) -> HookedPass:
+    """Every pass of `engine` through its VAE's decoder, from now on, as a module: of scaled latents."""
+    return _hooked(engine._decoder, "_run")
+
+
+def _hooked(owner: Any, name: str) -> HookedPass:
+    call = getattr(owner, name)
+    if not isinstance(call, HookedPass):
+        call = HookedPass(call)
+        setattr(owner, name, call)
+    return call

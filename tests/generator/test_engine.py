@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.generator.hooked import transformer_pass
+from tests.generator.hooked import decoder_pass, text_encoder_pass, transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.components import Components, MemoryPlan
@@ -56,9 +56,9 @@ def stock_pictures(stock: Any, asked: GenerationRequest) -> list[np.ndarray]:
 
 def part(engine: Engine, stage: Stage) -> Any:
     return {
-        Stage.ENCODE: engine.components.text_encoder,
+        Stage.ENCODE: text_encoder_pass(engine),
         Stage.SAMPLE: transformer_pass(engine),
-        Stage.DECODE: engine.components.vae.decoder,
+        Stage.DECODE: decoder_pass(engine),
     }[stage]
 
 
@@ -267,14 +267,14 @@ class TestOutOfMemory:
 
     def test_what_cannot_be_decoded_is_decoded_in_tiles_at_once(self, engine, fail_forward):
         engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
-        fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
+        fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
         assert make(engine, request()).memory_plan == "smallest"
 
     def test_offloading_comes_before_tiles_where_it_helps(self, components, fail_forward):
         components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
         engine = Engine(components, 1 << 20)
         assert make(engine, request()).memory_plan == "text_encoder_offloaded"
-        fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
+        fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
         assert make(engine, request()).memory_plan == "smallest"
 
     def test_the_time_of_the_failed_attempt_stays_in_its_stages(self, engine, fail_forward, monkeypatch):
@@ -300,7 +300,7 @@ class TestOutOfMemory:
 
     def test_nothing_of_the_failed_attempts_is_alive(self, engine, fail_forward):
         seen: list[weakref.ref[torch.Tensor]] = []
-        decoder = engine.components.vae.decoder
+        decoder = decoder_pass(engine)
         handle = decoder.register_forward_pre_hook(lambda _, inputs: seen.append(weakref.ref(inputs[0])))
         fail_forward(decoder, torch.OutOfMemoryError(FULL), times=2)
         try:

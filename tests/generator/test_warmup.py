@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.generator.hooked import transformer_pass
+from tests.generator.hooked import decoder_pass, transformer_pass
 from zimage_ui.errors import DeviceMemoryError
 from zimage_ui.generator.base import ModelProfile, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
@@ -89,7 +89,7 @@ def test_every_size_is_prepared_for_prompts_of_usual_lengths_before_its_pass(eng
 
 
 def test_progress_does_not_go_back_when_a_pass_is_tried_again(engine, fail_forward):
-    fail_forward(engine.components.vae.decoder, FULL, times=0)
+    fail_forward(decoder_pass(engine), FULL, times=0)
     heard: list[WarmupProgress] = []
     failing = {"left": 1}
 
@@ -98,7 +98,7 @@ def test_progress_does_not_go_back_when_a_pass_is_tried_again(engine, fail_forwa
             failing["left"] -= 1
             raise FULL
 
-    handle = engine.components.vae.decoder.register_forward_pre_hook(fail_after_fit)
+    handle = decoder_pass(engine).register_forward_pre_hook(fail_after_fit)
     try:
         warm(engine, PROFILE, heard.append)
     finally:

@@ -20,6 +20,8 @@ from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
 from zimage_ui.generator.failures import translated
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder
+from zimage_ui.generator.fast.vae import FastDecoder
 from zimage_ui.generator.preview import PreviewProjection, fit_projection
 from zimage_ui.generator.reporting import StepReporter
 from zimage_ui.generator.residence import TextEncoderResidence
@@ -83,12 +85,14 @@ class Engine:
         self.components = components
         self.projection: PreviewProjection | None = None
         self._cache = EmbeddingCache(embedding_cache_bytes)
-        self._encoder = PromptEncoder(components, self._cache)
+        self._text_encoder = FastTextEncoder(components.text_encoder, components.device)
+        self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
         self._transformer = translated(
             lambda: FastTransformer(components.transformer, components.device, components.dtype), components.device
         )
+        self._decoder = translated(lambda: FastDecoder(components.vae, components.device), components.device)
         translated(lambda: self._settle(components.memory_plan), components.device)
 
     def fit_preview(self) -> None:
@@ -124,7 +128,13 @@ class Engine:
         """
         scale = latent_scale(self.components.vae)
         shape = DenoiserShape(height // scale, width // scale, caption_tokens)
-        return translated(lambda: self._transformer.prepare(shape), self.components.device)
+
+        def prepare() -> bool:
+            self._text_encoder.prepare(caption_tokens)
+            decodes = self._decoder.prepare(shape.height, shape.width)
+            return self._transformer.prepare(shape) and decodes
+
+        return translated(prepare, self.components.device)
 
     def cache_stats(self) -> CacheStats:
         """The prompt-embedding cache so far."""
@@ -155,7 +165,8 @@ class Engine:
             else:
                 self._ladder.went_well(plan)
                 return result
-            self._transformer.release()
+            for part in (self._transformer, self._text_encoder, self._decoder):
+                part.release()
             memory.release_memory(device)
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
             if smaller is None or attempt == 2:
@@ -180,7 +191,7 @@ class Engine:
         job.enter(Stage.SAMPLE)
         latents, nfe, preview_ms = self._sample(job, prompts)
         job.enter(Stage.DECODE)
-        images = decode(self.components.vae, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
+        images = decode(self._decoder, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
         job.clock.stop()
         return GenerationResult(
             images=images,
@@ -195,6 +206,8 @@ class Engine:
         )
 
     def _settle(self, plan: MemoryPlan) -> None:
+        if not plan.keeps_text_encoder:
+            self._text_encoder.release()  # nothing may hold on to weights that move
         self._residence.settle(resident=plan.keeps_text_encoder)
         self.components.memory_plan = plan
 

@@ -37,7 +37,7 @@ def test_the_main_layers_see_the_image_first_and_then_the_caption(transformer):
 
 def stock_rotated(values, rotation):
     """As ZSingleStreamAttnProcessor does it."""
-    turned = torch.view_as_complex(values.reshape(*values.shape[:-1], -1, 2)) * rotation[:, None, None]
+    turned = torch.view_as_complex(values.reshape(*values.shape[:-1], -1, 2)) * rotation[:, None]
     return torch.view_as_real(turned).flatten(-2)
 
 
@@ -60,19 +60,19 @@ def real_table(transformer, positions):
 @pytest.mark.parametrize("kind", ["complex", "real"])
 def test_values_are_turned_as_the_stock_processor_turns_them(transformer, noise, kind):
     positions = image_positions(DenoiserShape(10, 14, 32))
-    values = noise(2, len(positions), 2, 2, 48)
+    values = noise(2, len(positions), 2, 48)
     rotation = transformer.rope_embedder(positions)
     table = rotation_table(transformer.rope_embedder, positions, CPU)
     if kind == "real":
         table = real_table(transformer, positions)
-        assert table.shape == (2, len(positions), 1, 1, 48)
+        assert table.shape == (2, len(positions), 1, 48)
         assert table.dtype == torch.float32
     assert torch.allclose(rotate(values, table), stock_rotated(values, rotation), atol=1e-6)
 
 
 def test_a_rotation_keeps_lengths_and_undoes_itself(transformer, noise):
     table = rotation_table(transformer.rope_embedder, caption_positions(32), CPU)
-    values = noise(1, 32, 2, 2, 48)
+    values = noise(1, 32, 2, 48)
     turned = rotate(values, table)
     assert torch.allclose(turned.norm(dim=-1), values.norm(dim=-1), rtol=1e-5)
     assert torch.allclose(rotate(turned, table.conj().resolve_conj()), values, atol=1e-5)

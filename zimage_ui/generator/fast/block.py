@@ -1,7 +1,7 @@
 """A transformer block as one function of its weights, the same for every block, so that it is compiled once for all.
 
-What a compiler makes of it on a GPU: four matrix products, one attention, and four small kernels between them, each of
-which reads its input once: norm and rotation of queries and keys; SiLU and product; and twice "add to the residual
+What a compiler makes of it on a GPU: four matrix products, one attention, and five small kernels between them, each of
+which reads its input once: norm and rotation of queries, and of keys; SiLU and product; and twice "add to the residual
 stream and norm for what comes next". For the last, a block hands on its sum together with the normed input of the next
 block. Norms are computed in fp32 and rounded once, where the stock block rounds after every step.
 """
@@ -26,12 +26,13 @@ class BlockWeights(NamedTuple):
 
     Attributes:
         projections: the matrix products.
-        query_key_norm: (2, 1, head_dim), fp32: the weights of both norms.
+        query_norm, key_norm: (head_dim,), fp32: the weights of both norms.
         query_key_eps, eps: what keeps the norms of queries and keys, and all others, from dividing by zero.
     """
 
     projections: BlockProjections
-    query_key_norm: torch.Tensor
+    query_norm: torch.Tensor
+    key_norm: torch.Tensor
     query_key_eps: float
     eps: float
 
@@ -39,10 +40,10 @@ class BlockWeights(NamedTuple):
 def block_weights(block: ZImageTransformerBlock) -> BlockWeights:
     """The weights of a stock block, see `block_projections` for what happens to its own."""
     attention_part = block.attention
-    norms = (attention_part.norm_q.weight.float(), attention_part.norm_k.weight.float())
     return BlockWeights(
         projections=block_projections(block),
-        query_key_norm=torch.stack(norms)[:, None, :],
+        query_norm=attention_part.norm_q.weight.float(),
+        key_norm=attention_part.norm_k.weight.float(),
         query_key_eps=attention_part.norm_q.eps,
         eps=block.attention_norm1.eps,
     )
@@ -88,8 +89,9 @@ def add_and_norm(
     stream: torch.Tensor, change: torch.Tensor, gate: torch.Tensor, scale: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`stream` plus the normed and gated `change`; and that sum normed and scaled, for what comes next."""
-    total = torch.addcmul(stream.float(), _unit(change, eps), gate)
-    return total.to(stream.dtype), norm(total, scale, eps).to(stream.dtype)
+    stream = torch.addcmul(stream.float(), _unit(change, eps), gate).to(stream.dtype)
+    # Normed from its rounded values, as the stock block does: kept in fp32 the sum would be written to memory, too.
+    return stream, norm(stream, scale, eps).to(stream.dtype)
 
 
 def norm(values: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -105,9 +107,9 @@ def _unit(values: torch.Tensor, eps: float) -> torch.Tensor:
 def _queries_keys_values(
     normed: torch.Tensor, weights: BlockWeights, rotary: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each (pictures, tokens, heads, head_dim); queries and keys are normed and rotated together, as one tensor."""
-    head_dim = weights.query_key_norm.shape[-1]
-    heads = weights.projections.query_key_value(normed).unflatten(-1, (3, -1, head_dim))
-    query_key = norm(heads[:, :, :2], weights.query_key_norm, weights.query_key_eps)
-    query, key = rotate(query_key, rotary).to(normed.dtype).unbind(2)
-    return query, key, heads[:, :, 2]
+    """Each (pictures, tokens, heads, head_dim); the values are a view of the product."""
+    head_dim = weights.query_norm.shape[-1]
+    query, key, value = weights.projections.query_key_value(normed).unflatten(-1, (3, -1, head_dim)).unbind(2)
+    query = rotate(norm(query, weights.query_norm, weights.query_key_eps), rotary)
+    key = rotate(norm(key, weights.key_norm, weights.query_key_eps), rotary)
+    return query.to(normed.dtype), key.to(normed.dtype), value

@@ -21,18 +21,22 @@ _MOST_COMPILATIONS = 64
 
 
 def compiled_functions(
-    *, dynamic: bool | None = False, backend: str | Callable[..., Any] = "inductor"
+    *,
+    dynamic: bool | None = False,
+    backend: str | Callable[..., Any] = "inductor",
+    options: dict[str, Any] | None = None,
 ) -> StepFunctions:
     """The functions, compiled at their first call with new sizes, which takes seconds.
 
     Args:
         dynamic: False compiles for each combination of sizes; None lets torch generalise when a second one comes.
         backend: of torch.compile; others than the default are for tests.
+        options: of torch's compiler, to be compared with its defaults.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _MOST_COMPILATIONS)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
+        return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend, options=options)
 
     return StepFunctions(compiled(enter), compiled(run_block), compiled(leave), specialised=True)

@@ -56,10 +56,10 @@ def rotation_table(embedder: RopeEmbedder, positions: torch.Tensor, device: torc
     """The rotation of each position, as `rotate` takes it on `device`.
 
     Returns:
-        On a CPU (tokens, 1, 1, head_dim / 2), complex; elsewhere (2, tokens, 1, 1, head_dim), fp32: the cosines, and
-        the sines with the sign that belongs to each value of a pair.
+        On a CPU (tokens, 1, head_dim / 2), complex; elsewhere (2, tokens, 1, head_dim), fp32: the cosines, and the
+        sines with the sign that belongs to each value of a pair.
     """
-    rotation = embedder(positions.to(device))[:, None, None, :]
+    rotation = embedder(positions.to(device))[:, None, :]
     if device.type == "cpu":
         return rotation
     cosines = rotation.real.repeat_interleave(2, dim=-1)
@@ -68,7 +68,7 @@ def rotation_table(embedder: RopeEmbedder, positions: torch.Tensor, device: torc
 
 
 def rotate(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn every pair of neighbours along the last axis of `values` (pictures, tokens, any, heads, head_dim), fp32."""
+    """Turn every pair of neighbours along the last axis of `values` (pictures, tokens, heads, head_dim), fp32."""
     pairs = values.unflatten(-1, (-1, 2))
     if table.is_complex():
         return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2)

@@ -118,7 +118,7 @@ class StepNetwork:
     @property
     def heads_shape(self) -> tuple[int, int]:
         """Number of attention heads, and values of each."""
-        head_dim = self.layers[0].query_key_norm.shape[-1]
+        head_dim = self.layers[0].query_norm.shape[-1]
         return self._transformer.dim // head_dim, head_dim
 
     @property
