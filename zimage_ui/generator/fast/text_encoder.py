@@ -163,14 +163,10 @@ class FastTextEncoder:
             return _stock(self._text_encoder, rows)
         try:
             return self._encode(rows)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and a prompt is never lost to it
-            _log.warning(
-                "the stock text encoder is used from now on: %s: %s", type(error).__name__, error, exc_info=True
-            )
-            self._is_supported = False
-            self.release()
+        except Exception as error:
+            if self._recorder is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._give_up(error)  # a compiler can fail in any way, and a prompt is never lost to it
             return _stock(self._text_encoder, rows)
 
     @torch.inference_mode()
@@ -212,6 +208,11 @@ class FastTextEncoder:
         self._recorded.clear()
         if isinstance(self._recorder, CudaRecorder):
             self._recorder = CudaRecorder(self._device)  # with a pool that holds nothing
+
+    def _give_up(self, error: Exception) -> None:
+        _log.warning("the stock text encoder encodes from now on: %s: %s", type(error).__name__, error, exc_info=True)
+        self._is_supported = False
+        self.release()
 
     @property
     def _weights_are_here(self) -> bool:

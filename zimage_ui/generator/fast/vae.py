@@ -74,10 +74,10 @@ class FastDecoder:
             return (recorded(latents),)
         try:
             return (self._run(latents),)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and a picture is never lost to it
-            self._give_up(error)
+        except Exception as error:
+            if self._recorder is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._give_up(error)  # a compiler can fail in any way, and a picture is never lost to it
             return self._vae.decode(latents, return_dict=False)
 
     @torch.inference_mode()
