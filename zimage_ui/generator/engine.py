@@ -122,9 +122,6 @@ class Engine:
 
         Returns:
             Whether that size is prepared; a CPU prepares nothing.
-
-        Raises:
-            DeviceLostError: the device answers no more.
         """
         scale = latent_scale(self.components.vae)
         shape = DenoiserShape(height // scale, width // scale, caption_tokens)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zimage_ui.generator.fast.attention import AttentionBackend, attention, fastest_backend
+from zimage_ui.generator.fast.attention import AttentionBackend, attention, attention_by, fastest_backend
 
 pytestmark = pytest.mark.model
 
@@ -19,7 +19,8 @@ def test_it_is_softmax_attention(views, backend):
     query, key, value = views
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / 4
     expected = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), value)
-    assert torch.allclose(attention(query, key, value, backend), expected, atol=1e-5)
+    with attention_by(backend):
+        assert torch.allclose(attention(query, key, value), expected, atol=1e-5)
 
 
 def test_fewer_queries_than_keys(views):
@@ -39,3 +40,13 @@ def test_a_cpu_leaves_the_choice_to_torch():
 
 def test_every_backend_has_a_kernel():
     assert len({backend.kernel for backend in AttentionBackend}) == len(AttentionBackend)
+
+
+def test_a_backend_is_chosen_within_its_context_only():
+    def flags():
+        return torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+
+    before = flags()
+    with attention_by(AttentionBackend.MATH):
+        assert flags() == (False, True)
+    assert flags() == before

@@ -39,7 +39,7 @@ def backend(monkeypatch):
 @pytest.fixture
 def fast(transformer, backend):
     functions = compiled_functions(backend=backend)
-    return FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder(), ways=[lambda: functions])
+    return FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder, ways=[lambda: functions])
 
 
 def test_one_compilation_serves_all_blocks_of_equal_sizes(fast, backend):

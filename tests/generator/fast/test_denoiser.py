@@ -129,7 +129,7 @@ class TestPreparation:
 
     @pytest.fixture
     def fast(self, transformer, recorder):
-        return FastTransformer(transformer, CPU, torch.float32, recorder, ways=[lambda: EAGER])
+        return FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=[lambda: EAGER])
 
     SHAPE = DenoiserShape(8, 8, 32)
 
@@ -190,7 +190,7 @@ class TestPreparation:
         def broken():
             raise RuntimeError("no compiler here")
 
-        fast = FastTransformer(transformer, CPU, torch.float32, recorder, ways=[broken, lambda: EAGER])
+        fast = FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=[broken, lambda: EAGER])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert fast.prepare(self.SHAPE)
         assert "no compiler here" in caplog.text
@@ -201,7 +201,7 @@ class TestPreparation:
             def record(self, work):
                 raise RuntimeError("operation not permitted when stream is capturing")
 
-        fast = FastTransformer(transformer, CPU, torch.float32, Broken(), ways=[lambda: EAGER, lambda: EAGER])
+        fast = FastTransformer(transformer, CPU, torch.float32, Broken, ways=[lambda: EAGER, lambda: EAGER])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not fast.prepare(self.SHAPE)
         assert caplog.text.count("not permitted") >= 2

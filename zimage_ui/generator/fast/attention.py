@@ -12,6 +12,7 @@ import logging
 import statistics
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
 
@@ -47,25 +48,27 @@ _KERNELS = {
 }
 
 
-def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackend | None = None
-) -> torch.Tensor:
-    """Softmax attention of every token to every token.
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of every token to every token, by torch's choice of a kernel or within `attention_by`.
 
     Args:
         query: (pictures, tokens, heads, head_dim).
         key: the same, of all tokens that are looked at.
         value: of the same tokens.
-        backend: None leaves the choice to torch.
 
     Returns:
         Of the query's shape, dense in that order with every kernel that is worth choosing.
     """
     heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    if backend is None:
-        return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
-    with sdpa_kernel(backend.kernel):
-        return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[None]:
+    """A context in which attention is computed, and functions are compiled to compute it, by `backend`.
+
+    None leaves the choice to torch. What was compiled within a context keeps its backend outside of it.
+    """
+    return nullcontext() if backend is None else sdpa_kernel(backend.kernel)
 
 
 def fastest_backend(
@@ -98,7 +101,8 @@ def backend_times_ms(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of every reason why a kernel is not for this shape
-                times_ms[backend] = _median_ms(partial(attention, query, key, value, backend))
+                with attention_by(backend):
+                    times_ms[backend] = _median_ms(partial(attention, query, key, value))
         except RuntimeError as error:
             _log.debug("attention by %s: %s", backend, error)
     return times_ms

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
-from zimage_ui.generator.fast.attention import AttentionBackend, attention
+from zimage_ui.generator.fast.attention import attention
 from zimage_ui.generator.fast.projections import BlockProjections, block_projections
 from zimage_ui.generator.fast.rotary import rotate
 
@@ -55,7 +55,6 @@ def run_block(
     weights: BlockWeights,
     rows: torch.Tensor,
     rotary: torch.Tensor,
-    backend: AttentionBackend | None = None,
     kept_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One block.
@@ -67,7 +66,6 @@ def run_block(
         rows: (4, dim), fp32: what the norms multiply by after the attention, before the feed-forward, after the
             feed-forward, and before the next block's attention.
         rotary: the rotation of each token (`rotation_table`).
-        backend: of the attention.
         kept_tokens: how many tokens, from the first, anybody reads afterwards; None is all.
 
     Returns:
@@ -76,7 +74,7 @@ def run_block(
     after_attention, before_feed_forward, after_feed_forward, before_next = rows.unbind(0)
     products = weights.projections
     query, key, value = _queries_keys_values(normed, weights, rotary)
-    attended = attention(query[:, :kept_tokens], key, value, backend).flatten(2)
+    attended = attention(query[:, :kept_tokens], key, value).flatten(2)
     stream, normed = add_and_norm(
         stream[:, :kept_tokens], products.output(attended), after_attention, before_feed_forward, weights.eps
     )

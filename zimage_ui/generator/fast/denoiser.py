@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,7 +48,7 @@ class FastTransformer:
         transformer: ZImageTransformer2DModel,
         device: torch.device,
         dtype: torch.dtype,
-        recorder: Recorder | None = None,
+        make_recorder: Callable[[], Recorder] | None = None,
         ways: Sequence[Callable[[], StepFunctions]] | None = None,
     ) -> None:
         """Fuse the weights of `transformer`, block by block.
@@ -57,7 +57,7 @@ class FastTransformer:
             transformer: on `device`, in `dtype`, for inference.
             device: where it computes.
             dtype: in what it computes.
-            recorder: makes graphs; None is CUDA graphs on a GPU and none elsewhere.
+            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the functions that are recorded, tried in this order until one works; None is compiled, and
                 then not.
         """
@@ -68,7 +68,10 @@ class FastTransformer:
         with torch.no_grad():
             self.network = StepNetwork(transformer)
         self._modulation = ModulationTables(transformer)
-        self._recorder = recorder or (CudaRecorder(device) if device.type == "cuda" else None)
+        if make_recorder is None and device.type == "cuda":
+            make_recorder = partial(CudaRecorder, device)
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder() if make_recorder else None
         self._ways = (_compiled, lambda: EAGER) if ways is None else tuple(ways)
         self._passes: RecentlyUsed[DenoiserShape, StepPass] = RecentlyUsed(_KEPT_PASSES)
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
@@ -119,6 +122,7 @@ class FastTransformer:
             else:
                 _log.info("%s is prepared in %.1f s", shape, time.perf_counter() - begun)
                 return True
+            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
         return False
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
@@ -129,8 +133,11 @@ class FastTransformer:
         """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again."""
         self._passes.clear()
         self._rotaries.clear()
-        if isinstance(self._recorder, CudaRecorder):
-            self._recorder = CudaRecorder(self._device)  # with a pool that holds nothing
+        self._renew_recorder()  # with a pool that holds nothing
+
+    def _renew_recorder(self) -> None:
+        if self._make_recorder:
+            self._recorder = self._make_recorder()
 
     def _record(self, shape: DenoiserShape, functions: StepFunctions, recorder: Recorder) -> StepPass:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
@@ -140,11 +147,11 @@ class FastTransformer:
         return RecordedFunction(partial(self.network.velocity, plan), examples, recorder)
 
     def _examples(self, shape: DenoiserShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of the right sizes: noise, a plain modulation, captions of no meaning."""
+        """Inputs of the right sizes, of no meaning."""
         dim = self.network.dim
-        latents = torch.randn(shape.pictures, self._channels, shape.height, shape.width, device=self._device)
-        rows = torch.ones(self.network.row_count, dim, device=self._device)
-        captions = torch.randn(shape.pictures, shape.caption_tokens, dim, dtype=self._dtype, device=self._device)
+        latents = torch.zeros(shape.pictures, self._channels, shape.height, shape.width, device=self._device)
+        rows = torch.zeros(self.network.row_count, dim, device=self._device)
+        captions = torch.zeros(shape.pictures, shape.caption_tokens, dim, dtype=self._dtype, device=self._device)
         return latents, rows, captions
 
     def _pass_for(self, shape: DenoiserShape) -> StepPass:
@@ -185,7 +192,7 @@ class FastDenoiser:
         velocities: list[torch.Tensor] = []
         for run, captions in self._passes:
             copies = len(captions) // self._pictures
-            velocity = run(latents.repeat(copies, 1, 1, 1), rows, captions)
+            velocity = run(latents.repeat(copies, 1, 1, 1) if copies > 1 else latents, rows, captions)
             velocities.extend(velocity.split(self._pictures))
         self.forwards += len(velocities)
         if len(velocities) == 1:
@@ -203,6 +210,7 @@ def _shape_with(shape: DenoiserShape, captions: torch.Tensor) -> DenoiserShape:
     return replace(shape, pictures=captions.shape[0], caption_tokens=captions.shape[1])
 
 
+@cache
 def _compiled() -> StepFunctions:
     from zimage_ui.generator.fast.compiled_step import compiled_functions  # the compiler takes a second to import
 

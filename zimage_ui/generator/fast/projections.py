@@ -89,6 +89,8 @@ def fuse(linears: Sequence[nn.Linear]) -> torch.Tensor:
             whole = torch.cat(weights)
             for linear, view in zip(linears, whole.split([len(weight) for weight in weights]), strict=True):
                 linear.weight.data = view
+        if whole.is_cuda:
+            torch.cuda.empty_cache()  # the old matrices are too small for the next fused one, and would pile up
     return whole
 
 

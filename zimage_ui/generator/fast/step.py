@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
-from zimage_ui.generator.fast.attention import AttentionBackend
+from zimage_ui.generator.fast.attention import AttentionBackend, attention_by
 from zimage_ui.generator.fast.block import BlockWeights, block_weights, norm, run_block
 from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
 from zimage_ui.generator.fast.patches import from_patches, to_patches
@@ -162,21 +162,26 @@ class StepNetwork:
         Returns:
             fp32, of the latents' shape.
         """
-        shape, run = plan.shape, plan.functions
-        windows = _windows(rows)
+        shape, run, windows = plan.shape, plan.functions, _windows(rows)
         refiner_windows, layer_windows = windows[: len(self.refiner)], windows[len(self.refiner) :]
-        tokens, normed = run.enter(latents, self._entry, rows[0])
-        for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
-            tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image, plan.backend)
-        first_scale = rows[ROWS_A_BLOCK * len(self.refiner)]
-        normed_captions = norm(captions, first_scale, self.layers[0].eps).to(captions.dtype)
-        tokens, normed = torch.cat((tokens, captions), dim=1), torch.cat((normed, normed_captions), dim=1)
-        for weights, block_rows in zip(self.layers[:-1], layer_windows[:-1], strict=True):
-            tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole, plan.backend)
-        # Nobody reads the captions after the last block. (A compilation of its own would not pay for leaving them out.)
-        kept = None if run.specialised else shape.image_tokens
-        tokens, _ = run.block(tokens, normed, self.layers[-1], layer_windows[-1], plan.rotary.whole, plan.backend, kept)
-        return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
+        with attention_by(plan.backend):
+            tokens, normed = run.enter(latents, self._entry, rows[0])
+            for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image)
+            tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)])
+            for weights, block_rows in zip(self.layers[:-1], layer_windows[:-1], strict=True):
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole)
+            # Nobody reads the captions after this block. Compiled, leaving them out would not pay for its compilation.
+            kept = None if run.specialised else shape.image_tokens
+            tokens, _ = run.block(tokens, normed, self.layers[-1], layer_windows[-1], plan.rotary.whole, kept)
+            return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
+
+    def _join(
+        self, tokens: torch.Tensor, normed: torch.Tensor, captions: torch.Tensor, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The captions behind the image's tokens, and their norm behind the image's."""
+        normed_captions = norm(captions, scale, self.layers[0].eps).to(captions.dtype)
+        return torch.cat((tokens, captions), dim=1), torch.cat((normed, normed_captions), dim=1)
 
 
 def _windows(rows: torch.Tensor) -> list[torch.Tensor]:
