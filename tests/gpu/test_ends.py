@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def components(folder: Path) -> Components:
-    return load_components(str(folder), progress=lambda _: None)[0]
+    with torch.inference_mode(False):  # as they are loaded; they are only used in inference mode
+        return load_components(str(folder), progress=lambda _: None)[0]
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ class TestWithARecorder:
 
     @pytest.fixture
     def encoder(self, text_encoder, recorder) -> FastTextEncoder:
-        return FastTextEncoder(text_encoder, CPU, recorder)
+        return FastTextEncoder(text_encoder, CPU, lambda: recorder)
 
     def test_the_stock_module_encodes_until_something_is_prepared(self, encoder, stock_calls):
         encoder.encode(ids_of(20))
@@ -165,7 +165,7 @@ class TestWithARecorder:
             def record(self, work: Any) -> Any:
                 raise RuntimeError("no compiler here")
 
-        encoder = FastTextEncoder(text_encoder, CPU, Broken())
+        encoder = FastTextEncoder(text_encoder, CPU, Broken)
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not encoder.prepare(10)
         assert "no compiler here" in caplog.text

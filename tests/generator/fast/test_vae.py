@@ -106,7 +106,7 @@ class TestWithARecorder:
 
     @pytest.fixture
     def decoder(self, stock, recorder) -> FastDecoder:
-        return FastDecoder(copied(stock.vae), CPU, recorder, MAKERS["gpu"])
+        return FastDecoder(copied(stock.vae), CPU, lambda: recorder, MAKERS["gpu"])
 
     @pytest.fixture
     def stock_calls(self, decoder) -> list[int]:
@@ -149,7 +149,7 @@ class TestWithARecorder:
             def record(self, work: Any) -> Any:
                 raise RuntimeError("no compiler here")
 
-        decoder = FastDecoder(copied(stock.vae), CPU, Broken(), MAKERS["gpu"])
+        decoder = FastDecoder(copied(stock.vae), CPU, Broken, MAKERS["gpu"])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not decoder.prepare(8, 8)
         assert "no compiler here" in caplog.text

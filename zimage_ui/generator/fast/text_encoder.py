@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -132,7 +133,7 @@ class FastTextEncoder:
         self,
         text_encoder: Qwen3Model,
         device: torch.device,
-        recorder: Recorder | None = None,
+        make_recorder: Callable[[], Recorder] | None = None,
         layer: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         """Keep what encoding needs; weights are fused when they are first used on the device.
@@ -140,12 +141,15 @@ class FastTextEncoder:
         Args:
             text_encoder: for inference, without the layers whose output nobody wants.
             device: where it computes, wherever its weights are just now.
-            recorder: makes graphs; None is CUDA graphs on a GPU and none elsewhere.
+            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             layer: None is `run_layer`, compiled on a GPU.
         """
         self._text_encoder = text_encoder
         self._device = device
-        self._recorder = recorder or (CudaRecorder(device) if device.type == "cuda" else None)
+        if make_recorder is None and device.type == "cuda":
+            make_recorder = partial(CudaRecorder, device)
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder() if make_recorder else None
         self._layer = layer or (_compiled_layer() if device.type == "cuda" else run_layer)
         self._is_supported = _is_plain_qwen3(text_encoder.config)
         self._runs_layers = self._recorder is None
@@ -187,11 +191,13 @@ class FastTextEncoder:
         table = self._text_encoder.embed_tokens.weight
         example = torch.randn((length, table.shape[1]), device=self._device, dtype=table.dtype)
         try:
+            self._laid_out()  # here, not on the recorder's stream, which would keep the memory to itself
             recorded = RecordedFunction(self._run, (example,), self._recorder)
         except Exception as error:  # noqa: BLE001 - as above
             _log.warning(
                 "encoding %d tokens could not be prepared: %s: %s", length, type(error).__name__, error, exc_info=True
             )
+            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
             return False
         self._recorded.put(length, recorded)
         self._runs_layers = True
@@ -206,8 +212,11 @@ class FastTextEncoder:
         """Drop what was prepared and every hold on the weights: they are about to move, or memory ran out."""
         self._weights = None
         self._recorded.clear()
-        if isinstance(self._recorder, CudaRecorder):
-            self._recorder = CudaRecorder(self._device)  # with a pool that holds nothing
+        self._renew_recorder()  # with a pool that holds nothing
+
+    def _renew_recorder(self) -> None:
+        if self._make_recorder:
+            self._recorder = self._make_recorder()
 
     def _give_up(self, error: Exception) -> None:
         _log.warning("the stock text encoder encodes from now on: %s: %s", type(error).__name__, error, exc_info=True)
@@ -227,16 +236,20 @@ class FastTextEncoder:
         return (recorded or self._run)(filled)[:tokens]
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
+        laid_out = self._laid_out()
+        cosines, sines = rotary_tables(len(rows), laid_out.frequencies)
+        with sdpa_kernel(_BACKENDS):
+            for weights in laid_out.layers:
+                rows = self._layer(rows, weights, cosines, sines)
+        return self._text_encoder.norm(rows)
+
+    def _laid_out(self) -> _EncoderWeights:
         if self._weights is None:
             self._weights = _EncoderWeights(
                 layers=[layer_weights(layer) for layer in self._text_encoder.layers],
                 frequencies=self._text_encoder.rotary_emb.inv_freq.to(self._device, torch.float32),
             )
-        cosines, sines = rotary_tables(len(rows), self._weights.frequencies)
-        with sdpa_kernel(_BACKENDS):
-            for weights in self._weights.layers:
-                rows = self._layer(rows, weights, cosines, sines)
-        return self._text_encoder.norm(rows)
+        return self._weights
 
 
 def _embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,7 @@ class FastDecoder:
         self,
         vae: AutoencoderKL,
         device: torch.device,
-        recorder: Recorder | None = None,
+        make_recorder: Callable[[], Recorder] | None = None,
         layers: Callable[[], LayerMaker] | None = None,
     ) -> None:
         """Lay out the weights of `vae`.
@@ -49,13 +50,16 @@ class FastDecoder:
         Args:
             vae: on `device`, for inference. On a GPU its decoder's kernels become channels_last in place.
             device: where it computes.
-            recorder: makes graphs; None is CUDA graphs on a GPU and none elsewhere.
+            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             layers: makes the maker of the layers; None is the one for the device.
         """
         self.config, self.dtype = vae.config, vae.dtype
         self._vae = vae
         self._device = device
-        self._recorder = recorder or (CudaRecorder(device) if device.type == "cuda" else None)
+        if make_recorder is None and device.type == "cuda":
+            make_recorder = partial(CudaRecorder, device)
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder() if make_recorder else None
         self._layers = _layers_of(vae, (layers or _maker_for(device))())
         self._runs_layers = self._recorder is None
         self._recorded: RecentlyUsed[tuple[int, int], RecordedFunction] = RecentlyUsed(_KEPT_SIZES)
@@ -103,6 +107,7 @@ class FastDecoder:
                 "decoding %d x %d latents could not be prepared: %s: %s",
                 height, width, type(error).__name__, error, exc_info=True,
             )  # fmt: skip
+            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
             return False
         self._recorded.put((height, width), recorded)
         self._runs_layers = True
@@ -116,8 +121,11 @@ class FastDecoder:
     def release(self) -> None:
         """Drop what was prepared, because memory ran out."""
         self._recorded.clear()
-        if isinstance(self._recorder, CudaRecorder):
-            self._recorder = CudaRecorder(self._device)  # with a pool that holds nothing
+        self._renew_recorder()  # with a pool that holds nothing
+
+    def _renew_recorder(self) -> None:
+        if self._make_recorder:
+            self._recorder = self._make_recorder()
 
     def _run(self, latents: torch.Tensor) -> torch.Tensor:
         assert self._layers is not None
