@@ -56,8 +56,8 @@ def test_tokens_that_nobody_reads_can_be_left_out(transformer, noise, table):
 
 
 def test_in_bf16_it_is_nearer_to_fp32_than_the_stock_block(transformer, noise, distance, table):
-    exact_block = transformer.context_refiner[0]
     block = random_transformer().bfloat16().context_refiner[0]
+    exact_block = random_transformer().bfloat16().float().context_refiner[0]
     stream = noise(1, len(POSITIONS), 96).bfloat16()
     rotation = transformer.rope_embedder(POSITIONS)[None]
     exact = exact_block(stream.float(), None, rotation)

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 # Latents, rows of this step's modulation and captions to the velocity; see StepNetwork.velocity.
 StepPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# The same with the captions of one request.
+VelocityPass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Sizes x caption lengths x batches that are in use at a time. All graphs share their memory for activations.
 _KEPT_PASSES = 24
@@ -94,13 +96,11 @@ class FastTransformer:
             negative_prompt_embeds: only read with guidance.
             guidance_scale: 0 is without guidance; above, each step takes the prompt and the negative prompt.
         """
-        captions = [self._caption(prompt_embeds, shape.pictures)]
+        passes = [self._pass_with(shape, prompt_embeds)]
         if guidance_scale > 0 and negative_prompt_embeds is not None:
-            captions.append(self._caption(negative_prompt_embeds, shape.pictures))
-        if len({caption.shape for caption in captions}) == 1:
-            captions = [torch.cat(captions)]  # captions of one length can share a pass
-        passes = [(self._pass_for(_shape_with(shape, caption)), caption) for caption in captions]
-        return FastDenoiser(passes, self._modulation.rows(timesteps), shape.pictures, guidance_scale)
+            # Not in one batch: so both use what is prepared for any prompt, whatever their lengths, in half the memory.
+            passes.append(self._pass_with(shape, negative_prompt_embeds))
+        return FastDenoiser(passes, self._modulation.rows(timesteps), guidance_scale)
 
     @torch.inference_mode()
     def prepare(self, shape: DenoiserShape) -> bool:
@@ -154,12 +154,12 @@ class FastTransformer:
         captions = torch.zeros(shape.pictures, shape.caption_tokens, dim, dtype=self._dtype, device=self._device)
         return latents, rows, captions
 
-    def _pass_for(self, shape: DenoiserShape) -> StepPass:
-        prepared = self._passes.get(shape)
-        return prepared or partial(self.network.velocity, PassPlan(shape, self._rotary(shape)))
-
-    def _caption(self, prompt_embeds: torch.Tensor, pictures: int) -> torch.Tensor:
-        return self.network.refine(prompt_embeds.to(self._dtype)).expand(pictures, -1, -1)
+    def _pass_with(self, shape: DenoiserShape, prompt_embeds: torch.Tensor) -> VelocityPass:
+        """The pass for latents of `shape` with its caption, through what is prepared if anything is."""
+        captions = self.network.refine(prompt_embeds.to(self._dtype)).expand(shape.pictures, -1, -1)
+        shape = replace(shape, caption_tokens=captions.shape[1])
+        run = self._passes.get(shape) or partial(self.network.velocity, PassPlan(shape, self._rotary(shape)))
+        return lambda latents, rows: run(latents, rows, captions)
 
     def _rotary(self, shape: DenoiserShape) -> Rotary:
         key = replace(shape, pictures=1)
@@ -173,27 +173,15 @@ class FastTransformer:
 class FastDenoiser:
     """The `Denoiser` of one request; see there."""
 
-    def __init__(
-        self,
-        passes: Sequence[tuple[StepPass, torch.Tensor]],
-        rows: torch.Tensor,
-        pictures: int,
-        guidance_scale: float,
-    ) -> None:
+    def __init__(self, passes: Sequence[VelocityPass], rows: torch.Tensor, guidance_scale: float) -> None:
         self.forwards = 0
         self._passes = passes
         self._rows = rows
-        self._pictures = pictures
         self._guidance_scale = guidance_scale
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
         """The velocity at `latents`; what `timestep` says is in the modulation of `step`."""
-        rows = self._rows[step]
-        velocities: list[torch.Tensor] = []
-        for run, captions in self._passes:
-            copies = len(captions) // self._pictures
-            velocity = run(latents.repeat(copies, 1, 1, 1) if copies > 1 else latents, rows, captions)
-            velocities.extend(velocity.split(self._pictures))
+        velocities = [run(latents, self._rows[step]) for run in self._passes]
         self.forwards += len(velocities)
         if len(velocities) == 1:
             return velocities[0]
@@ -204,10 +192,6 @@ class FastDenoiser:
 def caption_length(prompt_embeds: torch.Tensor) -> int:
     """The caption tokens of a `DenoiserShape` for (tokens, features) of a prompt."""
     return padded(len(prompt_embeds))
-
-
-def _shape_with(shape: DenoiserShape, captions: torch.Tensor) -> DenoiserShape:
-    return replace(shape, pictures=captions.shape[0], caption_tokens=captions.shape[1])
 
 
 @cache
