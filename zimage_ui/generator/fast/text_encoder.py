@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zimage_ui.generator.fast.any_size import compiled
+from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.block import norm
 from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
 from zimage_ui.generator.fast.projections import fuse
@@ -165,13 +166,18 @@ class FastTextEncoder:
         rows = _embedded(self._text_encoder, ids, self._device)
         if not (self._is_supported and self._runs_layers and self._weights_are_here):
             return _stock(self._text_encoder, rows)
-        try:
-            return self._encode(rows)
-        except Exception as error:
-            if self._recorder is None or isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._give_up(error)  # a compiler can fail in any way, and a prompt is never lost to it
+        if self._recorder is None:
+            return self._run(rows)
+        features = attempt(
+            partial(self._encode_padded, rows),
+            "the stock text encoder encodes from now on",
+            but=(torch.OutOfMemoryError,),
+        )
+        if features is None:
+            self._is_supported = False
+            self.release()
             return _stock(self._text_encoder, rows)
+        return features
 
     @torch.inference_mode()
     def prepare(self, tokens: int) -> bool:
@@ -187,21 +193,14 @@ class FastTextEncoder:
         length = padded(tokens)
         if length in self._recorded:
             return True
-        begun = time.perf_counter()
-        table = self._text_encoder.embed_tokens.weight
-        example = torch.randn((length, table.shape[1]), device=self._device, dtype=table.dtype)
-        try:
-            self._laid_out()  # here, not on the recorder's stream, which would keep the memory to itself
-            recorded = RecordedFunction(self._run, (example,), self._recorder)
-        except Exception as error:  # noqa: BLE001 - as above
-            _log.warning(
-                "encoding %d tokens could not be prepared: %s: %s", length, type(error).__name__, error, exc_info=True
-            )
+        begun, what = time.perf_counter(), f"encoding {length} tokens"
+        recorded = attempt(partial(self._record, length, self._recorder), f"{what} is not prepared")
+        if recorded is None:
             self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
             return False
         self._recorded.put(length, recorded)
         self._runs_layers = True
-        _log.info("encoding %d tokens is prepared in %.1f s", length, time.perf_counter() - begun)
+        _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
         return True
 
     def is_prepared(self, tokens: int) -> bool:
@@ -218,19 +217,18 @@ class FastTextEncoder:
         if self._make_recorder:
             self._recorder = self._make_recorder()
 
-    def _give_up(self, error: Exception) -> None:
-        _log.warning("the stock text encoder encodes from now on: %s: %s", type(error).__name__, error, exc_info=True)
-        self._is_supported = False
-        self.release()
-
     @property
     def _weights_are_here(self) -> bool:
         return next(self._text_encoder.layers.parameters()).device.type == self._device.type
 
-    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+    def _record(self, length: int, recorder: Recorder) -> RecordedFunction:
+        self._laid_out()  # here, not on the recorder's stream, which would keep the memory to itself
+        table = self._text_encoder.embed_tokens.weight
+        example = torch.zeros((length, table.shape[1]), device=self._device, dtype=table.dtype)
+        return RecordedFunction(self._run, (example,), recorder)
+
+    def _encode_padded(self, rows: torch.Tensor) -> torch.Tensor:
         tokens = len(rows)
-        if self._recorder is None:
-            return self._run(rows)
         filled = functional.pad(rows, (0, 0, 0, padded(tokens) - tokens))
         recorded = self._recorded.get(len(filled))
         return (recorded or self._run)(filled)[:tokens]

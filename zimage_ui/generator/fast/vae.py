@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.cpu_decoder import CpuLayers
 from zimage_ui.generator.fast.decoder_layers import Layer, LayerMaker, decoder_layers
 from zimage_ui.generator.fast.gpu_decoder import GpuLayers, compiled_functions
@@ -76,13 +77,16 @@ class FastDecoder:
         recorded = self._recorded.get(_size(latents))
         if recorded is not None:
             return (recorded(latents),)
-        try:
+        if self._recorder is None:
             return (self._run(latents),)
-        except Exception as error:
-            if self._recorder is None or isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._give_up(error)  # a compiler can fail in any way, and a picture is never lost to it
+        picture = attempt(
+            partial(self._run, latents), "the stock VAE decodes from now on", but=(torch.OutOfMemoryError,)
+        )
+        if picture is None:
+            self._layers = None
+            self._recorded.clear()
             return self._vae.decode(latents, return_dict=False)
+        return (picture,)
 
     @torch.inference_mode()
     def prepare(self, height: int, width: int) -> bool:
@@ -97,21 +101,19 @@ class FastDecoder:
             return False
         if (height, width) in self._recorded:
             return True
-        begun = time.perf_counter()
-        example = torch.randn((1, self.config.latent_channels, height, width), device=self._device, dtype=self.dtype)
-        try:
-            with _measuring_convolutions():
-                recorded = RecordedFunction(self._run, (example,), self._recorder)
-        except Exception as error:  # noqa: BLE001 - as above
-            _log.warning(
-                "decoding %d x %d latents could not be prepared: %s: %s",
-                height, width, type(error).__name__, error, exc_info=True,
-            )  # fmt: skip
+        begun, what = time.perf_counter(), f"decoding {height} x {width} latents"
+        shape = (1, self.config.latent_channels, height, width)
+        example = torch.zeros(shape, device=self._device, dtype=self.dtype)
+        with _measuring_convolutions():
+            recorded = attempt(
+                partial(RecordedFunction, self._run, (example,), self._recorder), f"{what} is not prepared"
+            )
+        if recorded is None:
             self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
             return False
         self._recorded.put((height, width), recorded)
         self._runs_layers = True
-        _log.info("decoding %d x %d latents is prepared in %.1f s", height, width, time.perf_counter() - begun)
+        _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
         return True
 
     def is_prepared(self, height: int, width: int) -> bool:
@@ -133,11 +135,6 @@ class FastDecoder:
         for layer in self._layers:
             picture = layer(picture)
         return picture
-
-    def _give_up(self, error: Exception) -> None:
-        _log.warning("the stock VAE decodes from now on: %s: %s", type(error).__name__, error, exc_info=True)
-        self._layers = None
-        self._recorded.clear()
 
 
 def _layers_of(vae: AutoencoderKL, maker: LayerMaker) -> list[Layer] | None:
