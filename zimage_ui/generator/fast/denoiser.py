@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import fastest_backend
 from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
 from zimage_ui.generator.fast.modulation import ModulationTables
@@ -115,11 +116,9 @@ class FastTransformer:
             return self._recorder is not None
         for way in self._ways:
             begun = time.perf_counter()
-            try:
-                self._passes.put(shape, self._record(shape, way(), self._recorder))
-            except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and a picture is never lost to it
-                _log.warning("%s could not be prepared: %s: %s", shape, type(error).__name__, error, exc_info=True)
-            else:
+            recorded = attempt(partial(self._record, shape, way, self._recorder), f"{shape} could not be prepared")
+            if recorded is not None:
+                self._passes.put(shape, recorded)
                 _log.info("%s is prepared in %.1f s", shape, time.perf_counter() - begun)
                 return True
             self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
@@ -139,10 +138,10 @@ class FastTransformer:
         if self._make_recorder:
             self._recorder = self._make_recorder()
 
-    def _record(self, shape: DenoiserShape, functions: StepFunctions, recorder: Recorder) -> StepPass:
+    def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
         backend = fastest_backend(attention_shape, self._dtype, self._device)
-        plan = PassPlan(shape, self._rotary(shape), backend, functions)
+        plan = PassPlan(shape, self._rotary(shape), backend, way())
         examples = self._examples(shape)
         return RecordedFunction(partial(self.network.velocity, plan), examples, recorder)
 
