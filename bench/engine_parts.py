@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.conditions import Watch
 from bench.matmul import product_rates
-from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player
+from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player, compilations
 from bench.prompts import MOST_TOKENS, Prompt, new_prompts
 from bench.report import ROOT
 from bench.spread import spread
@@ -33,7 +33,7 @@ from zimage_ui.telemetry.sampler import Sampler
 
 Size = tuple[int, int]
 Figures = dict[str, Any]
-WARM_ROUNDS = 2
+WARM_ROUNDS, MOST_WARM_ROUNDS = 2, 8
 FIRST_PICTURES = 10
 _START_DEADLINE_S = 500.0
 _NEVER_S = 3600.0
@@ -62,19 +62,20 @@ def compare(
     able = _able(players, size, prompts)
     taken: dict[str, list[Drawn]] = {name: [] for name in able}
     asked: list[Prompt] = []
+    compiled = compilations()
     with Watch(probe) as watch:
         for turn in range(rounds):
             asked.append(next(prompts))
             gc.collect()  # what one leaves behind is not paid for by the other
             for name in _rotated(list(able), turn):
                 taken[name].append(able[name].draw(asked[-1].text, *size, seed=turn))
-    conditions = watch.summary()
+    common = {"compilations_meanwhile": compilations() - compiled, "conditions": watch.summary()}
     return {
         name: {
             **_figures(drawn, size, asked, work),
             **(_against(drawn, taken[STOCK]) if STOCK in taken and name != STOCK else {}),
             "in_turns_with": [other for other in able if other != name],
-            "conditions": conditions,
+            **common,
         }
         for name, drawn in taken.items()
     }
@@ -152,8 +153,7 @@ def memory_alone(folder: str, name: str, sizes: Sequence[Size], seed: int) -> di
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             with Watch(probe, interval_s=0.02) as watch:
-                for turn in range(WARM_ROUNDS):
-                    player.draw(next(prompts).text, *size, seed=turn)
+                _settle(player, size, prompts)
             figures[size_name(size)] = {
                 "allocated_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
                 "reserved_peak_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
@@ -204,14 +204,23 @@ def _able(players: Mapping[str, Player], size: Size, prompts: Iterator[Prompt]) 
     for name, player in players.items():
         try:
             begun = time.perf_counter()
-            for turn in range(WARM_ROUNDS):
-                player.draw(next(prompts).text, *size, seed=turn)
+            rounds = _settle(player, size, prompts)
         except Exception:  # noqa: BLE001 - the others are measured all the same
             print(f"{name} cannot draw {size_name(size)} and is left out:\n{traceback.format_exc()}", flush=True)
         else:
             able[name] = player
-            print(f"  {name}: {time.perf_counter() - begun:.1f} s for {WARM_ROUNDS} that do not count", flush=True)
+            print(f"  {name}: {time.perf_counter() - begun:.1f} s for {rounds} that do not count", flush=True)
     return able
+
+
+def _settle(player: Player, size: Size, prompts: Iterator[Prompt]) -> int:
+    """Draw until nothing more is compiled, at least twice; gives how often."""
+    for turn in range(MOST_WARM_ROUNDS):
+        before = compilations()
+        player.draw(next(prompts).text, *size, seed=turn)
+        if turn + 1 >= WARM_ROUNDS and compilations() == before:
+            break
+    return turn + 1
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
