@@ -24,43 +24,35 @@ from typing import Any
 from bench.report import write_result
 
 PROMPT = "A lighthouse on a cliff at dusk, waves breaking below, warm light in the window"
-TEXT_ENCODER_CONFIG = {
-    "vocab_size": 151_936, "hidden_size": 2_560, "intermediate_size": 9_728, "num_hidden_layers": 36,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960,
-    "rope_theta": 1_000_000.0, "tie_word_embeddings": True,
-}  # fmt: skip
-TRANSFORMER_CONFIG = {"cap_feat_dim": 2_560}  # everything else is the class's default, which is the full size
-VAE_CONFIG = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 2, "norm_num_groups": 32,
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "scaling_factor": 0.3611, "shift_factor": 0.1159,
-    "use_quant_conv": False, "use_post_quant_conv": False, "sample_size": 1024,
-}  # fmt: skip
 
 
-# The same script with toy sizes, to try it where there is no GPU; its figures mean nothing.
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
-TINY_TRANSFORMER = {"cap_feat_dim": 64, "dim": 96, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
-                    "n_kv_heads": 2, "axes_dims": [16, 16, 16]}  # fmt: skip
-TINY_VAE = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+def build(folder: Path, device: str, tiny: bool, transformer_dtype: str = "float32") -> float:
+    """Write the full-size random model to `folder` in diffusers layout.
 
+    The small untrained model is built first; its tokenizer, scheduler and index stay, its parts are drawn anew in the
+    sizes of `untrained.FULL`, on `device`: a GPU draws ten billion values in seconds.
 
-def build(folder: Path, device: str, tiny: bool) -> float:
-    """Write the full-size random model to `folder` in diffusers layout; returns the seconds it took."""
+    Args:
+        folder: where it goes.
+        device: draws the values.
+        tiny: leave it at the small model, to try what uses it.
+        transformer_dtype: of the transformer's shards; the hub has "float32", "bfloat16" is half the disk and time.
+
+    Returns:
+        The seconds it took.
+    """
     import torch
-    from diffusers import AutoencoderKL, ZImageTransformer2DModel
-    from transformers import Qwen3Config, Qwen3Model
 
     from zimage_ui.generator.untrained import build_untrained_model
 
     begun = time.perf_counter()
-    build_untrained_model(folder)  # tokenizer, scheduler, model_index.json; its small weights are replaced below
+    build_untrained_model(folder)
+    if tiny:
+        return time.perf_counter() - begun
     generator = torch.Generator(device).manual_seed(0)
-
-    def make(part: str, factory: Callable[[], Any]) -> None:
+    for part, make in _full_size_parts(folder, getattr(torch, transformer_dtype)).items():
         with torch.device(device):
-            model = factory()
+            model = make()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim >= 2:  # norms and biases keep what they were made with
@@ -70,16 +62,39 @@ def build(folder: Path, device: str, tiny: bool) -> float:
         model.save_pretrained(folder / part, max_shard_size="9GB")
         del model
         torch.cuda.empty_cache()
-
-    text_config = Qwen3Config(**{**TEXT_ENCODER_CONFIG, **(TINY if tiny else {})})
-    transformer_config = TINY_TRANSFORMER if tiny else TRANSFORMER_CONFIG
-    vae_config = {**VAE_CONFIG, **(TINY_VAE if tiny else {})}
-    make("transformer", lambda: ZImageTransformer2DModel(**transformer_config))
-    make("text_encoder", lambda: Qwen3Model(text_config).to(torch.bfloat16))
-    make("vae", lambda: AutoencoderKL(**vae_config))
-    marker = {"name": "Z-Image-Turbo architecture, random weights", "trained": False, "profile": "turbo"}
-    (folder / "zimage_ui.json").write_text(json.dumps(marker), "utf-8")
+    told = {"name": "Z-Image-Turbo architecture, random weights", "trained": False, "profile": "turbo"}
+    (folder / "zimage_ui.json").write_text(json.dumps(told), "utf-8")
     return time.perf_counter() - begun
+
+
+def marker(folder: Path) -> dict[str, Any]:
+    """What a model in `folder` says of itself, and its name on the disk."""
+    path = folder / "zimage_ui.json"
+    return {"folder": folder.name, **(json.loads(path.read_text("utf-8")) if path.is_file() else {})}
+
+
+def _full_size_parts(folder: Path, transformer_dtype: Any) -> dict[str, Callable[[], Any]]:
+    """Makers of the three parts: the configurations in `folder`, with the sizes of `untrained.FULL`."""
+    import torch
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    from zimage_ui.generator.untrained import FULL
+
+    transformer = {
+        **ZImageTransformer2DModel.load_config(folder / "transformer"),
+        **FULL.transformer,
+        "n_kv_heads": FULL.transformer["n_heads"],
+        "cap_feat_dim": FULL.text_encoder["hidden_size"],
+    }
+    vae = {**AutoencoderKL.load_config(folder / "vae"), **FULL.vae}
+    text_encoder = {**Qwen3Config.from_pretrained(folder / "text_encoder").to_dict(), **FULL.text_encoder}
+    del text_encoder["layer_types"]  # one for each layer: follows from their number
+    return {
+        "transformer": lambda: ZImageTransformer2DModel.from_config(transformer).to(transformer_dtype),
+        "text_encoder": lambda: Qwen3Model(Qwen3Config(**text_encoder)).to(torch.bfloat16),
+        "vae": lambda: AutoencoderKL.from_config(vae),
+    }
 
 
 def through_the_cli(folder: Path, side: int, output: Path, *flags: str) -> dict[str, Any]:
@@ -149,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU, to try this script")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to try this script")
     parser.add_argument("--sides", type=int, nargs="+", default=[1024, 512, 768, 1536])
     arguments = parser.parse_args()
     folder: Path = arguments.folder.absolute()

@@ -2,9 +2,8 @@
 
 Both draw the same prompts with the same seeds from the same weights in fp32, 8 steps, without guidance, from prompt
 to 8-bit pixels, in one process with the same threads. They take turns, and who begins changes from round to round.
-Every prompt is a new one, so no cached embedding helps; ours draws its previews, as it does for the page. A stock
-stage is timed by a clock around the pipeline's `encode_prompt` and its VAE's `decode`; what is left of its total is
-`sample`, the way to a picture included. Loading is timed in processes of their own, after the imports. Writes
+Every prompt is a new one, so no cached embedding helps; ours draws its previews, as it does for the page. How a stage
+is timed is in `bench.players`. Loading is timed in processes of their own, after the imports. Writes
 bench/results/mini.json.
 """
 
@@ -16,7 +15,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,13 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.players import STEPS, Drawn, Ours, Player, Stock
 from bench.report import write_result
 from zimage_ui.generator.sources import BUNDLED_FOLDER
 from zimage_ui.generator.zimage import ZImageGenerator
-from zimage_ui.request import GenerationRequest
 from zimage_ui.settings import tame_third_parties
 
-STEPS = 8
 BARS_MS = {256: 1500.0, 384: 4000.0}
 LOAD_BAR_MS = 2000.0
 LOADS = 3
@@ -39,7 +37,6 @@ COLOURS = {"red": "红色", "green": "绿色", "yellow": "黄色", "blue": "蓝�
 THINGS = {"circle": "圆形", "house": "房子", "boat": "小船", "cat": "猫", "star": "星星", "tree": "树"}
 
 Timings = dict[str, float]
-Drawn = tuple[np.ndarray, Timings]
 
 
 def prompts() -> Iterator[str]:
@@ -52,81 +49,20 @@ def prompts() -> Iterator[str]:
         yield f"{behind_in_chinese}背景上的{in_chinese}{thing_in_chinese}"
 
 
-class Ours:
-    """Our engine, as the service runs it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._generator = ZImageGenerator(str(folder), embedding_cache_bytes=2**20)
-        self.info = self._generator.load(lambda _: None)
-        self._generator.warmup(lambda _: None)
-
-    def draw(self, prompt: str, side: int, seed: int) -> Drawn:
-        """The picture as an array, and its times in milliseconds."""
-        request = GenerationRequest(prompt=prompt, width=side, height=side, num_inference_steps=STEPS, seed=seed)
-        begun = time.perf_counter()
-        result = self._generator.generate(request)
-        total_ms = (time.perf_counter() - begun) * 1e3
-        if result.embedding_cache_hit:
-            raise SystemExit(f"{prompt!r} was encoded before: the comparison is void.")
-        (image,) = result.images
-        stages = {str(stage): ms for stage, ms in result.stage_ms.items()}
-        pixels = np.frombuffer(image.pixels, np.uint8).reshape(side, side, 3)
-        return pixels, {**stages, "total": total_ms, "previews": result.preview_ms}
-
-
-class Stock:
-    """The stock pipeline, untouched but for two clocks."""
-
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from diffusers import ZImagePipeline
-
-        self._pipeline = ZImagePipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        self._pipeline.set_progress_bar_config(disable=True)
-        self._stages = dict.fromkeys(("encode", "decode"), 0.0)
-        self._pipeline.encode_prompt = self._timed("encode", self._pipeline.encode_prompt)
-        self._pipeline.vae.decode = self._timed("decode", self._pipeline.vae.decode)
-
-    def draw(self, prompt: str, side: int, seed: int) -> Drawn:
-        """The picture as an array, and its times in milliseconds."""
-        import torch
-
-        begun = time.perf_counter()
-        (image,) = self._pipeline(
-            prompt, width=side, height=side, num_inference_steps=STEPS, guidance_scale=0.0,
-            generator=torch.Generator().manual_seed(seed),
-        ).images  # fmt: skip
-        pixels = np.asarray(image)
-        total_ms = (time.perf_counter() - begun) * 1e3
-        encode_ms, decode_ms = self._stages["encode"], self._stages["decode"]
-        sample_ms = total_ms - encode_ms - decode_ms
-        return pixels, {"encode": encode_ms, "sample": sample_ms, "decode": decode_ms, "total": total_ms}
-
-    def _timed(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **options: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return call(*arguments, **options)
-            finally:
-                self._stages[stage] = (time.perf_counter() - begun) * 1e3
-
-        return timed
-
-
 def compare(ours: Ours, stock: Stock, side: int, rounds: int, texts: Iterator[str]) -> dict[str, Any]:
     """`rounds` pictures of `side` by both, after one each that does not count."""
-    players: dict[str, Ours | Stock] = {"ours": ours, "stock": stock}
+    players: dict[str, Player] = {"ours": ours, "stock": stock}
     taken: dict[str, list[Timings]] = {name: [] for name in players}
     differences: list[int] = []
     for turn in range(-1, rounds):
-        prompt, drawn = next(texts), {}
+        prompt, drawn = next(texts), dict[str, Drawn]()
         for name in sorted(players, reverse=turn % 2 == 1):
             gc.collect()  # what one leaves behind is not paid for by the other
-            drawn[name] = players[name].draw(prompt, side, seed=turn + 1)
+            drawn[name] = players[name].draw(prompt, side, side, seed=turn + 1)
         if turn >= 0:
-            differences.append(_largest_difference(drawn["ours"][0], drawn["stock"][0]))
-            for name, (_, timings) in drawn.items():
-                taken[name].append(timings)
+            differences.append(_largest_difference(drawn["ours"].pixels, drawn["stock"].pixels))
+            for name, each in drawn.items():
+                taken[name].append(each.times_ms)
     medians = {name: _medians(rows) for name, rows in taken.items()}
     ratios = [ours_ms["total"] / stock_ms["total"] for ours_ms, stock_ms in zip(*taken.values(), strict=True)]
     return {

@@ -7,11 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
     "torch",
@@ -55,6 +57,67 @@ def write_result(name: str, figures: dict[str, Any], *packages: str) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**circumstances(*packages), **figures}, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return path
+
+
+class PartedResult:
+    """A result that is measured part by part, over several calls; each part remembers the call that measured it.
+
+    Measuring a part again replaces it; a call of which no part is left is forgotten.
+
+    Attributes:
+        content: what is stored: "calls" by their names, and "parts".
+    """
+
+    def __init__(self, path: Path, circumstances_of_call: dict[str, Any]) -> None:
+        """Go on from what `path` holds, if anything.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        self.path = path
+        self.content: dict[str, Any] = {"calls": {}, "parts": {}}
+        if path.exists():
+            self.content |= json.loads(path.read_text("utf-8"))
+        self._call: str = circumstances_of_call["date"]
+        self._circumstances = circumstances_of_call
+
+    def put(self, place: Sequence[str], figures: dict[str, Any]) -> None:
+        """Store `figures` as the part at `place` (names from outer to inner) and write everything."""
+        parts = self.content["parts"]
+        for name in place[:-1]:
+            parts = parts.setdefault(name, {})
+        parts[place[-1]] = {"call": self._call, **figures}
+        calls = {**self.content["calls"], self._call: self._circumstances}
+        used = set(_calls_in(self.content["parts"]))
+        self.content["calls"] = {call: calls[call] for call in sorted(calls) if call in used}
+        self.write()
+
+    def write(self) -> None:
+        """Write everything, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(json.dumps(self.content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        beside.replace(self.path)
+
+
+def _calls_in(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        if "call" in part:
+            yield part["call"]
+        for inner in part.values():
+            yield from _calls_in(inner)
+
+
+def commit() -> str | None:
+    """The commit that is checked out, with "+" if the package's files differ from it; None outside of a repository."""
+    try:
+        head, changes = (
+            subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=20, cwd=ROOT).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "zimage_ui"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip()[:12] + ("+" if changes.strip() else "")
 
 
 def _cpu_name() -> str:

@@ -49,7 +49,7 @@ def answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def one_start(model: str, folder: Path) -> dict[str, float]:
+def one_start(model: str, folder: Path, deadline_s: float = DEADLINE_S) -> dict[str, float]:
     """Seconds from process start to each of livez, page, ready; the server is stopped again."""
     port = free_port()
     environment = {
@@ -62,8 +62,8 @@ def one_start(model: str, folder: Path) -> dict[str, float]:
     try:
         for name, path in PATHS.items():
             while not answers(port, path):
-                if time.perf_counter() - begun > DEADLINE_S or server.poll() is not None:
-                    raise SystemExit(f"{name} did not answer within {DEADLINE_S:.0f} s (exit {server.poll()})")
+                if time.perf_counter() - begun > deadline_s or server.poll() is not None:
+                    raise SystemExit(f"{name} did not answer within {deadline_s:.0f} s (exit {server.poll()})")
                 time.sleep(0.01)
             seen[name] = round(time.perf_counter() - begun, 3)
     finally:

@@ -9,7 +9,8 @@ import torch
 
 from zimage_ui.generator.components import Components
 from zimage_ui.generator.embedding_cache import EmbeddingCache
-from zimage_ui.generator.encoding import PromptEncoder, encode_tokens, tokenize, without_last_layer
+from zimage_ui.generator.encoding import PromptEncoder, tokenize, without_last_layer
+from zimage_ui.generator.fast.text_encoder import encode_tokens
 
 pytestmark = pytest.mark.model
 

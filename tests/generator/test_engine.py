@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.generator.hooked import decoder_pass, text_encoder_pass, transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.components import Components, MemoryPlan
@@ -55,9 +56,9 @@ def stock_pictures(stock: Any, asked: GenerationRequest) -> list[np.ndarray]:
 
 def part(engine: Engine, stage: Stage) -> Any:
     return {
-        Stage.ENCODE: engine.components.text_encoder,
-        Stage.SAMPLE: engine.components.transformer,
-        Stage.DECODE: engine.components.vae.decoder,
+        Stage.ENCODE: text_encoder_pass(engine),
+        Stage.SAMPLE: transformer_pass(engine),
+        Stage.DECODE: decoder_pass(engine),
     }[stage]
 
 
@@ -254,26 +255,26 @@ class TestOutOfMemory:
         assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "smallest"
 
     def test_smaller_requests_keep_the_fast_plan(self, engine, fail_forward):
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         assert make(engine, request(width=128)).memory_plan == "smallest"
         assert make(engine, request(width=128)).memory_plan == "smallest"  # it would only fail first
         assert make(engine, request(width=64)).memory_plan == "resident"
 
     def test_the_fast_plan_comes_back_after_some_good_pictures(self, engine, fail_forward):
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         plans = [make(engine, request(num_inference_steps=1)).memory_plan for _ in range(9)]
         assert plans == ["smallest"] * 8 + ["resident"]
 
     def test_what_cannot_be_decoded_is_decoded_in_tiles_at_once(self, engine, fail_forward):
         engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
-        fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
+        fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
         assert make(engine, request()).memory_plan == "smallest"
 
     def test_offloading_comes_before_tiles_where_it_helps(self, components, fail_forward):
         components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
         engine = Engine(components, 1 << 20)
         assert make(engine, request()).memory_plan == "text_encoder_offloaded"
-        fail_forward(engine.components.vae.decoder, torch.OutOfMemoryError(FULL))
+        fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
         assert make(engine, request()).memory_plan == "smallest"
 
     def test_the_time_of_the_failed_attempt_stays_in_its_stages(self, engine, fail_forward, monkeypatch):
@@ -284,7 +285,7 @@ class TestOutOfMemory:
             return clocks[-1]
 
         monkeypatch.setattr("zimage_ui.generator.engine.stage_clock", only_clock)
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         make(engine, request())
         (clock,) = clocks
         begun = [stage for stage, _ in clock._marks]
@@ -293,13 +294,13 @@ class TestOutOfMemory:
     def test_memory_is_released_before_the_second_attempt(self, engine, fail_forward, monkeypatch):
         released = []
         monkeypatch.setattr("zimage_ui.generator.memory.release_memory", released.append)
-        fail_forward(engine.components.transformer, torch.OutOfMemoryError(FULL))
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         make(engine, request())
         assert released == [engine.components.device]
 
     def test_nothing_of_the_failed_attempts_is_alive(self, engine, fail_forward):
         seen: list[weakref.ref[torch.Tensor]] = []
-        decoder = engine.components.vae.decoder
+        decoder = decoder_pass(engine)
         handle = decoder.register_forward_pre_hook(lambda _, inputs: seen.append(weakref.ref(inputs[0])))
         fail_forward(decoder, torch.OutOfMemoryError(FULL), times=2)
         try:
@@ -315,9 +316,7 @@ class TestOutOfMemory:
 
 class TestOtherFailures:
     def test_a_lost_device_is_not_tried_again(self, engine, fail_forward):
-        fail_forward(
-            engine.components.transformer, RuntimeError("CUDA error: an illegal memory access was encountered")
-        )
+        fail_forward(transformer_pass(engine), RuntimeError("CUDA error: an illegal memory access was encountered"))
         with pytest.raises(DeviceLostError):
             make(engine, request())
 

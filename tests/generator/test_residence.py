@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from zimage_ui.generator.components import Components
-from zimage_ui.generator.encoding import encode_tokens, without_last_layer
+from zimage_ui.generator.encoding import without_last_layer
+from zimage_ui.generator.fast.text_encoder import encode_tokens
 from zimage_ui.generator.residence import TextEncoderResidence, VisitingLayers
 
 pytestmark = pytest.mark.model

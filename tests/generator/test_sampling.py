@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zimage_ui.errors import GenerationError, JobCancelledError
-from zimage_ui.generator.encoding import encode_tokens, tokenize, without_last_layer
+from zimage_ui.generator.encoding import tokenize, without_last_layer
+from zimage_ui.generator.fast.text_encoder import encode_tokens
 from zimage_ui.generator.sampling import (
     Schedule,
     StockDenoiser,

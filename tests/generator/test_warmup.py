@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.generator.hooked import decoder_pass, transformer_pass
 from zimage_ui.errors import DeviceMemoryError
 from zimage_ui.generator.base import ModelProfile, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
@@ -34,8 +35,8 @@ def engine(components: Components) -> Engine:
 def forwards(engine: Engine) -> Any:
     """The latent sizes that the transformer was called with."""
     sizes: list[tuple[int, int]] = []
-    handle = engine.components.transformer.register_forward_pre_hook(
-        lambda _, inputs: sizes.append(tuple(inputs[0][0].shape[-2:]))
+    handle = transformer_pass(engine).register_forward_pre_hook(
+        lambda _, inputs: sizes.append(tuple(inputs[1].shape[-2:]))
     )
     yield sizes
     handle.remove()
@@ -43,7 +44,11 @@ def forwards(engine: Engine) -> Any:
 
 def test_a_cpu_warms_the_default_size_and_a_gpu_every_size():
     assert shapes_to_warm(PROFILE, CPU) == (WarmShape(96, 64, 3),)
-    assert shapes_to_warm(PROFILE, CUDA) == (WarmShape(96, 64, 3), WarmShape(64, 64, 1), WarmShape(64, 96, 1))
+    assert shapes_to_warm(PROFILE, CUDA) == (
+        WarmShape(96, 64, 3, (32, 64)),
+        WarmShape(64, 64, 1, (32, 64)),
+        WarmShape(64, 96, 1, (32, 64)),
+    )
 
 
 def test_the_real_stages_run_with_all_steps_and_every_step_is_reported(engine, forwards):
@@ -67,8 +72,24 @@ def test_the_cache_begins_empty_afterwards(engine):
     assert (stats.hits, stats.misses, stats.entries) == (0, 0, 0)
 
 
+def test_every_size_is_prepared_for_prompts_of_usual_lengths_before_its_pass(engine, monkeypatch, forwards):
+    monkeypatch.setattr(
+        "zimage_ui.generator.warmup.shapes_to_warm", lambda profile, device: shapes_to_warm(profile, CUDA)
+    )
+    prepared: list[tuple[int, ...]] = []
+    monkeypatch.setattr(engine, "prepare", lambda *size: prepared.append((*size, len(forwards))))
+    heard: list[WarmupProgress] = []
+    warm(engine, PROFILE, heard.append)
+    assert prepared == [
+        (96, 64, 32, 0), (96, 64, 64, 0), (64, 64, 32, 3), (64, 64, 64, 3), (64, 96, 32, 4), (64, 96, 64, 4),
+    ]  # fmt: skip
+    assert [report.detail for report in heard if report.detail.startswith("prepared")] == [
+        f"prepared for {width} x {height} and prompts of up to {tokens} tokens" for width, height, tokens, _ in prepared
+    ]
+
+
 def test_progress_does_not_go_back_when_a_pass_is_tried_again(engine, fail_forward):
-    fail_forward(engine.components.vae.decoder, FULL, times=0)
+    fail_forward(decoder_pass(engine), FULL, times=0)
     heard: list[WarmupProgress] = []
     failing = {"left": 1}
 
@@ -77,7 +98,7 @@ def test_progress_does_not_go_back_when_a_pass_is_tried_again(engine, fail_forwa
             failing["left"] -= 1
             raise FULL
 
-    handle = engine.components.vae.decoder.register_forward_pre_hook(fail_after_fit)
+    handle = decoder_pass(engine).register_forward_pre_hook(fail_after_fit)
     try:
         warm(engine, PROFILE, heard.append)
     finally:
@@ -89,7 +110,7 @@ def test_progress_does_not_go_back_when_a_pass_is_tried_again(engine, fail_forwa
 
 
 def test_the_default_size_must_fit(engine, fail_forward):
-    fail_forward(engine.components.transformer, FULL, times=2)
+    fail_forward(transformer_pass(engine), FULL, times=2)
     with pytest.raises(DeviceMemoryError):
         warm(engine, PROFILE, lambda report: None)
 
@@ -100,10 +121,10 @@ def test_a_further_size_that_does_not_fit_is_logged_and_left(engine, monkeypatch
     )
 
     def fail_large(module: Any, inputs: Any) -> None:
-        if tuple(inputs[0][0].shape[-2:]) == (12, 8):
+        if tuple(inputs[1].shape[-2:]) == (12, 8):
             raise FULL
 
-    handle = engine.components.transformer.register_forward_pre_hook(fail_large)
+    handle = transformer_pass(engine).register_forward_pre_hook(fail_large)
     heard: list[WarmupProgress] = []
     try:
         with caplog.at_level(logging.WARNING, "zimage_ui"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 
@@ -17,22 +17,34 @@ from zimage_ui.generator.sampling import raise_if_cancelled, require_finite
 from zimage_ui.generator.transfers import record_fence, to_host
 from zimage_ui.request import GeneratedImage
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
 # In latent positions (8 pixels each): a tile needs about a quarter of the memory of a megapixel, and the overlap is
 # wide enough to hide that every tile is normalised by itself.
 TILE = 64
 TILE_OVERLAP = 16
 
 
-def latent_scale(vae: AutoencoderKL) -> int:
+class Decoder(Protocol):
+    """What decoding needs of a VAE: a diffusers `AutoencoderKL`, or a `FastDecoder` in its place.
+
+    Attributes:
+        config: the VAE's.
+        dtype: of the latents that it takes.
+    """
+
+    config: Any
+    dtype: torch.dtype
+
+    def decode(self, latents: torch.Tensor, return_dict: bool = ...) -> Any:
+        """A tuple of the decoded pictures, (pictures, 3, pixel height, pixel width), without `return_dict`."""
+
+
+def latent_scale(vae: Decoder) -> int:
     """Pixels along one side of a latent position."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def decode(
-    vae: AutoencoderKL,
+    vae: Decoder,
     latents: torch.Tensor,
     seeds: Sequence[int],
     *,
@@ -51,12 +63,13 @@ def decode(
         decoded = decode_tensor(vae, picture, tiled=tiled)
         extremes.append(decoded.abs().amax())  # not finite if anything is not
         pixels.append(to_host(to_rgb8(decoded)))
-    record_fence(latents.device).wait()
-    require_finite(torch.stack(extremes), "VAE")
+    largest = to_host(torch.stack(extremes))
+    record_fence(latents.device).wait()  # the one wait of this stage
+    require_finite(largest, "VAE")
     return tuple(_image(index, seed, rgb) for index, (seed, rgb) in enumerate(zip(seeds, pixels, strict=True)))
 
 
-def decode_tensor(vae: AutoencoderKL, latents: torch.Tensor, *, tiled: bool) -> torch.Tensor:
+def decode_tensor(vae: Decoder, latents: torch.Tensor, *, tiled: bool) -> torch.Tensor:
     """What the VAE makes of `latents`, (1, 3, pixel height, pixel width), about -1 to 1."""
     scaled = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
     if tiled and max(scaled.shape[-2:]) > TILE:
@@ -85,7 +98,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(index * (length - tile) / (count - 1)) for index in range(count)]
 
 
-def _decode_in_tiles(vae: AutoencoderKL, scaled: torch.Tensor) -> torch.Tensor:
+def _decode_in_tiles(vae: Decoder, scaled: torch.Tensor) -> torch.Tensor:
     scale = latent_scale(vae)
     height, width = scaled.shape[-2:]
     total = torch.zeros((1, 3, height * scale, width * scale), dtype=torch.float32, device=scaled.device)
@@ -108,6 +121,7 @@ def _ramp(length: int, scale: int, device: torch.device) -> torch.Tensor:
 
 
 def _image(index: int, seed: int, rgb: torch.Tensor) -> GeneratedImage:
+    """The picture whose bytes are those of `rgb`, which it keeps alive, so that nobody else is given that memory."""
     height, width, _ = rgb.shape
     pixels = rgb.numpy().data.cast("B").toreadonly()
     return GeneratedImage(index=index, seed=seed, width=width, height=height, pixels=pixels)

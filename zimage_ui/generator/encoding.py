@@ -5,6 +5,8 @@ Two things the stock pipeline computes are never looked at, so they are not comp
 * It pads every prompt to 512 tokens and drops the padding afterwards. Attention is causal and the padding stands to
   the right, so no real token ever sees it: encoding the real tokens alone is exact (up to rounding).
 * It takes `hidden_states[-2]`, what goes into the last decoder layer: that layer and the final norm do nothing for it.
+
+How the rest is computed is in `fast.text_encoder`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import copy
 import threading
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +23,8 @@ import torch
 from zimage_ui.generator.clock import stopwatch
 from zimage_ui.generator.components import Components
 from zimage_ui.generator.embedding_cache import EmbeddingCache, EmbeddingKey, PromptEmbedding
-from zimage_ui.generator.transfers import to_device, to_host
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder
+from zimage_ui.generator.transfers import to_host
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3Model
@@ -70,9 +74,22 @@ def without_last_layer(text_encoder: Qwen3Model) -> Qwen3Model:
 class PromptEncoder:
     """Encodes prompts with the text encoder of `components` (already without its last layer), through a cache."""
 
-    def __init__(self, components: Components, cache: EmbeddingCache) -> None:
+    def __init__(
+        self,
+        components: Components,
+        cache: EmbeddingCache,
+        encode: Callable[[list[int]], torch.Tensor] | None = None,
+    ) -> None:
+        """Keep what encoding needs.
+
+        Args:
+            components: whose tokenizer, limits and fingerprint count.
+            cache: of embeddings.
+            encode: token ids to (tokens, features) on the device; None is a `FastTextEncoder` of its own.
+        """
         self._components = components
         self._cache = cache
+        self._encode = encode or FastTextEncoder(components.text_encoder, components.device).encode
         self._encoding = threading.Lock()  # the tokenizer keeps its truncation as state, the device is one
 
     def encode(self, prompt: str) -> tuple[PromptEmbedding, bool]:
@@ -93,7 +110,7 @@ class PromptEncoder:
             watch = stopwatch(parts.device)
             watch.start()
             tokens = tokenize(parts.tokenizer, prompt, parts.max_prompt_tokens)
-            prompt_embeds = to_host(encode_tokens(parts.text_encoder, tokens.ids, parts.device))
+            prompt_embeds = to_host(self._encode(tokens.ids))
             watch.stop()
         return PromptEmbedding(
             prompt_embeds=prompt_embeds,
@@ -101,13 +118,3 @@ class PromptEncoder:
             truncated_tokens=tokens.truncated,
             elapsed_ms=watch.elapsed_ms,
         )
-
-
-def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
-    """The features of each token, (tokens, features), computed on `device`.
-
-    The token table is read where it lies: it is the largest single weight, and a prompt needs a few rows of it.
-    """
-    table = text_encoder.embed_tokens
-    rows = table(to_device(torch.tensor([ids]), table.weight.device))
-    return text_encoder(inputs_embeds=to_device(rows, device), use_cache=False).last_hidden_state[0]

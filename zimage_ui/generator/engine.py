@@ -18,12 +18,16 @@ from zimage_ui.generator.decoding import decode, latent_scale
 from zimage_ui.generator.embedding_cache import EmbeddingCache
 from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
 from zimage_ui.generator.failures import translated
+from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
+from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder
+from zimage_ui.generator.fast.vae import FastDecoder
 from zimage_ui.generator.preview import PreviewProjection, fit_projection
 from zimage_ui.generator.reporting import StepReporter
 from zimage_ui.generator.residence import TextEncoderResidence
 from zimage_ui.generator.sampling import (
     Denoiser,
-    StockDenoiser,
+    Schedule,
     initial_latents,
     make_schedule,
     raise_if_cancelled,
@@ -81,9 +85,14 @@ class Engine:
         self.components = components
         self.projection: PreviewProjection | None = None
         self._cache = EmbeddingCache(embedding_cache_bytes)
-        self._encoder = PromptEncoder(components, self._cache)
+        self._text_encoder = FastTextEncoder(components.text_encoder, components.device)
+        self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
+        self._transformer = translated(
+            lambda: FastTransformer(components.transformer, components.device, components.dtype), components.device
+        )
+        self._decoder = translated(lambda: FastDecoder(components.vae, components.device), components.device)
         translated(lambda: self._settle(components.memory_plan), components.device)
 
     def fit_preview(self) -> None:
@@ -100,6 +109,29 @@ class Engine:
 
         self.projection = translated(fit, parts.device)
         _log.info("preview projection explains %.0f %% of the colours", 100 * self.projection.explained)
+
+    def prepare(self, width: int, height: int, caption_tokens: int) -> bool:
+        """Compile and record what one picture of `width` x `height` pixels needs, so that it is made at full speed.
+
+        Unprepared sizes work, too, only slower. A failure is logged and costs nothing but the speed.
+
+        Args:
+            width: of the picture.
+            height: of the picture.
+            caption_tokens: of the prompt, padded to a multiple of 32.
+
+        Returns:
+            Whether that size is prepared; a CPU prepares nothing.
+        """
+        scale = latent_scale(self.components.vae)
+        shape = DenoiserShape(height // scale, width // scale, caption_tokens)
+
+        def prepare() -> bool:
+            self._text_encoder.prepare(caption_tokens)
+            decodes = self._decoder.prepare(shape.height, shape.width)
+            return self._transformer.prepare(shape) and decodes
+
+        return translated(prepare, self.components.device)
 
     def cache_stats(self) -> CacheStats:
         """The prompt-embedding cache so far."""
@@ -130,6 +162,8 @@ class Engine:
             else:
                 self._ladder.went_well(plan)
                 return result
+            for part in (self._transformer, self._text_encoder, self._decoder):
+                part.release()
             memory.release_memory(device)
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
             if smaller is None or attempt == 2:
@@ -152,15 +186,14 @@ class Engine:
         self._settle(plan)
         prompts = self._encode(job.request)
         job.enter(Stage.SAMPLE)
-        denoiser = self._denoiser(job.request, prompts)
-        latents, preview_ms = self._sample(job, denoiser)
+        latents, nfe, preview_ms = self._sample(job, prompts)
         job.enter(Stage.DECODE)
-        images = decode(self.components.vae, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
+        images = decode(self._decoder, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
         job.clock.stop()
         return GenerationResult(
             images=images,
             stage_ms=job.clock.stage_ms(),
-            nfe=denoiser.forwards,
+            nfe=nfe,
             embedding_cache_hit=prompts.cache_hit,
             prompt_tokens=prompts.prompt_tokens,
             truncated_tokens=prompts.truncated_tokens,
@@ -170,6 +203,8 @@ class Engine:
         )
 
     def _settle(self, plan: MemoryPlan) -> None:
+        if not plan.keeps_text_encoder:
+            self._text_encoder.release()  # nothing may hold on to weights that move
         self._residence.settle(resident=plan.keeps_text_encoder)
         self.components.memory_plan = plan
 
@@ -187,12 +222,8 @@ class Engine:
             positive.truncated_tokens + negative.truncated_tokens,
         )
 
-    def _denoiser(self, request: GenerationRequest, prompts: _Prompts) -> Denoiser:
-        parts = self.components
-        return StockDenoiser(parts.transformer, parts.dtype, prompts.positive, prompts.negative, request.guidance_scale)
-
-    def _sample(self, job: _Job, denoiser: Denoiser) -> tuple[torch.Tensor, float]:
-        """The finished latents, and what the previews cost in milliseconds."""
+    def _sample(self, job: _Job, prompts: _Prompts) -> tuple[torch.Tensor, int, float]:
+        """The finished latents, the forwards they took, and what the previews cost in milliseconds."""
         request, parts = job.request, self.components
         scale = latent_scale(parts.vae)
         latents = initial_latents(
@@ -203,9 +234,23 @@ class Engine:
             parts.device,
         )
         schedule = make_schedule(parts.scheduler, request.scheduler, request.num_inference_steps, latents)
+        denoiser = self._denoiser(request, prompts, latents, schedule)
         projection = self.projection if request.preview else None
         reporter = StepReporter(job.listener, len(schedule), parts.device, projection)
-        return sample(denoiser, schedule, latents, reporter, job.cancel), reporter.preview_ms
+        latents = sample(denoiser, schedule, latents, reporter, job.cancel)
+        return latents, denoiser.forwards, reporter.preview_ms
+
+    def _denoiser(
+        self, request: GenerationRequest, prompts: _Prompts, latents: torch.Tensor, schedule: Schedule
+    ) -> Denoiser:
+        pictures, _, height, width = latents.shape
+        return self._transformer.denoiser(
+            DenoiserShape(height, width, caption_length(prompts.positive), pictures),
+            schedule.host_timesteps,
+            prompts.positive,
+            prompts.negative,
+            request.guidance_scale,
+        )
 
 
 def _out_of_memory(request: GenerationRequest, plan: MemoryPlan, reason: str) -> DeviceMemoryError:

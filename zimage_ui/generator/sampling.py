@@ -103,6 +103,11 @@ class Schedule:
     def __len__(self) -> int:
         return self.timesteps.shape[0]
 
+    @property
+    def host_timesteps(self) -> tuple[float, ...]:
+        """The same time steps as plain numbers, without waiting for the device."""
+        return tuple((self.sigmas[:-1] * self.scheduler.config.num_train_timesteps).tolist())
+
     def advance(self, step: int, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The latents after `step`."""
         timestep = self.scheduler.timesteps[step]

@@ -41,7 +41,11 @@ def record_fence(device: torch.device) -> Fence:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned host memory, complete when a fence recorded after this call is passed; a CPU tensor as it is."""
+    """A copy in pinned host memory, complete when a fence recorded after this call is passed; a CPU tensor as it is.
+
+    Pinning memory is slow, so torch keeps what was freed and gives it out again: once nobody refers to the copy any
+    more, and not before the device has finished writing it. A copy is thus its holder's own for as long as it is held.
+    """
     if tensor.device.type != "cuda":
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

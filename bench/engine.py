@@ -1,0 +1,253 @@
+"""Stock diffusers against our engine, on this machine's GPU: `python -m bench.engine FOLDER`.
+
+Who draws: the stock `ZImagePipeline` (eager), the same with `compile_repeated_blocks`, and our engine in each of its
+modes, through the product's own loader and generator. From prompt to 8-bit pixels on the host, a new prompt every time,
+8 steps, without guidance. Everyone stays loaded and they take turns (two models in bf16 are 40 GB), unless
+`--sequential`. FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random
+weights is written there first (33 GB and about a minute; speed does not depend on the values).
+
+    memory       peaks of each player in a process of its own: allocated, reserved, and the whole card's by NVML
+    ready        from process start to ready, files in the page cache, twice: the generator alone, and the real server
+                 where what it needs is installed
+    first        the first ten pictures of each size after the warm-up
+    peak         how fast the device multiplies matrices in the transformer's shapes
+    sizes        the comparison itself
+    steady       fifty pictures of one size
+    instruments  the same engine with and without its instruments
+
+Parts run in this order. Each is written to the result as soon as it is there, with the clocks, temperature, power and
+throttling that it ran under, and replaces what an earlier call found: several short calls make one result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bench import engine_parts, full_size
+from bench.engine_parts import Figures, Size, size_name
+from bench.engine_summary import summary, text_of
+from bench.players import MODES, PLAYERS, Cast
+from bench.prompts import new_prompts
+from bench.report import RESULTS, PartedResult, circumstances, commit
+from bench.work import ModelWork
+
+PARTS = ("memory", "ready", "first", "peak", "sizes", "steady", "instruments")
+SIZES: tuple[Size, ...] = ((1024, 1024), (512, 512), (768, 768), (832, 1248), (1536, 1536))
+TINY_SIZES: tuple[Size, ...] = ((64, 64), (96, 64))
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "triton", "numpy", "nvidia-ml-py")
+
+
+class Bench:
+    """One call of the benchmark."""
+
+    def __init__(self, options: argparse.Namespace, result: PartedResult) -> None:
+        self._options = options
+        self._result = result
+        self._folder: Path = options.folder
+        self._sizes: list[Size] = options.sizes
+        self._modes = [name for name in options.players if name in MODES]
+        self._work = ModelWork.of_folder(options.folder)
+        self._prompts = new_prompts(options.folder, options.prompt_seed)
+        self._probe = engine_parts.gpu_probe()
+        self._ends_s = time.perf_counter() + 60 * options.minutes
+        self._left_out: list[str] = []
+
+    def run(self) -> list[str]:
+        """All parts that were asked for, in order; gives what failed or was left out."""
+        with closing(self._probe):
+            for part in (part for part in PARTS if part in self._options.parts):
+                getattr(self, f"_measure_{part}")()
+        return self._left_out
+
+    @cached_property
+    def _cast(self) -> Cast:
+        """Made when the first part in this process needs it: processes of their own have the device to themselves."""
+        return Cast(self._folder)
+
+    def _measure_memory(self) -> None:
+        for name in self._options.players:
+            self._measure(("memory", name), partial(self._memory_of, name))
+
+    def _memory_of(self, name: str) -> Figures:
+        seed = self._options.prompt_seed + 1
+        return {"sizes": alone(engine_parts.memory_alone, str(self._folder), name, self._sizes, seed)}
+
+    def _measure_ready(self) -> None:
+        engine_parts.read_through(self._folder)
+        for mode in self._modes:
+            self._measure(("ready", mode), partial(twice, engine_parts.ready_generator, self._folder, mode))
+        if engine_parts.can_serve():
+            self._measure(("ready", "served"), partial(twice, engine_parts.ready_served, self._folder))
+        else:
+            print("ready/served: left out, the server's libraries are not installed", flush=True)
+
+    def _measure_first(self) -> None:
+        for mode in self._modes:
+            for size in self._sizes:
+                self._measure(("first", mode, size_name(size)), partial(self._first_of, mode, size))
+
+    def _first_of(self, mode: str, size: Size) -> Figures:
+        return engine_parts.first_pictures(self._cast.mode(mode), size, self._prompts, self._probe)
+
+    def _measure_peak(self) -> None:
+        for size in self._sizes:
+            self._measure(("peak", size_name(size)), partial(self._peak_of, size))
+
+    def _peak_of(self, size: Size) -> Figures:
+        return engine_parts.peak(self._work, size, self._cast, self._probe)
+
+    def _measure_sizes(self) -> None:
+        names = self._options.players
+        for together in [[name] for name in names] if self._options.sequential else [names]:
+            if self._options.sequential:
+                self._cast.dismiss()
+            for size in self._sizes:
+                if self._in_time(f"sizes/{size_name(size)}"):
+                    self._compare_in(size, together)
+
+    def _compare_in(self, size: Size, names: Sequence[str]) -> None:
+        place = f"sizes/{size_name(size)}"
+        print(f"{place}: {', '.join(names)}", flush=True)
+        figures: dict[str, Figures] = {}
+        try:
+            players = {name: self._cast.player(name) for name in names}
+            figures = engine_parts.compare(players, size, self._options.runs, self._prompts, self._work, self._probe)
+        except Exception:  # noqa: BLE001 - the next size may do
+            traceback.print_exc()
+        for name, of_player in figures.items():
+            loading = self._cast.loaded().get(name, {})
+            self._result.put(("sizes", size_name(size), name), {**of_player, "loading": loading})
+        self._left_out += [f"{place}/{name}" for name in names if name not in figures]
+
+    def _measure_steady(self) -> None:
+        for mode in self._modes:
+            self._measure(("steady", mode, size_name(self._sizes[0])), partial(self._steady_of, mode))
+
+    def _steady_of(self, mode: str) -> Figures:
+        ours, pictures = self._cast.mode(mode), self._options.pictures
+        return engine_parts.steadiness(ours, self._sizes[0], pictures, self._prompts, self._probe)
+
+    def _measure_instruments(self) -> None:
+        for mode in self._modes:
+            self._measure(("instruments", mode, size_name(self._sizes[0])), partial(self._instruments_of, mode))
+
+    def _instruments_of(self, mode: str) -> Figures:
+        ours, rounds = self._cast.mode(mode), self._options.runs
+        return engine_parts.instruments(ours, self._sizes[0], rounds, self._prompts, self._probe)
+
+    def _measure(self, place: tuple[str, ...], measure: Callable[[], Figures]) -> None:
+        """Measure one part and store it; what fails is told, and the next part has its turn."""
+        name = "/".join(place)
+        if not self._in_time(name):
+            return
+        begun_s = time.perf_counter()
+        try:
+            self._result.put(place, measure())
+        except Exception:  # noqa: BLE001 - minutes of a GPU are not lost to one part that fails
+            traceback.print_exc()
+            self._left_out.append(name)
+        else:
+            print(f"{name}: done in {time.perf_counter() - begun_s:.1f} s", flush=True)
+
+    def _in_time(self, name: str) -> bool:
+        in_time = time.perf_counter() < self._ends_s
+        if not in_time:
+            print(f"{name}: left out, the time is up", flush=True)
+            self._left_out.append(name)
+        return in_time
+
+
+def twice(start: Callable[..., Figures], *arguments: Any) -> Figures:
+    """Two starts: the first may fill the caches that the second finds."""
+    first, second = (start(*arguments) for _ in range(2))
+    return {"first": first, **second}
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` answers in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def parse_size(text: str) -> Size:
+    """(832, 1248) of "832x1248".
+
+    Raises:
+        ValueError: it is none.
+    """
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, completed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    listed = {"nargs": "+", "metavar": "..."}
+    parser.add_argument("folder", type=Path, help="of the model; built when it is missing")
+    parser.add_argument("--parts", choices=PARTS, default=list(PARTS), help=f"of {', '.join(PARTS)} [all]", **listed)
+    parser.add_argument(
+        "--players", choices=PLAYERS, default=list(PLAYERS), help=f"of {', '.join(PLAYERS)} [all]", **listed
+    )
+    parser.add_argument(
+        "--sizes", type=parse_size, help="as WIDTHxHEIGHT; steady and instruments take the first", **listed
+    )
+    parser.add_argument("--runs", type=int, default=15, help="rounds of sizes and instruments [15]")
+    parser.add_argument("--pictures", type=int, default=50, help="of steady [50]")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which no further part begins [60]")
+    parser.add_argument("--prompt-seed", type=int, default=1, help="of the words of all prompts [1]")
+    parser.add_argument("--sequential", action="store_true", help="one player in memory at a time; no taking turns")
+    parser.add_argument("--bf16-transformer", action="store_true", help="build with half the disk (the hub has fp32)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: only to try this out")
+    parser.add_argument("--commit", default=commit(), help="that is measured [as git says]")
+    parser.add_argument("--result", type=Path, help="[bench/results/engine.json; with --tiny beside FOLDER]")
+    options = parser.parse_args(arguments)
+    options.folder = options.folder.absolute()
+    options.sizes = options.sizes or list(TINY_SIZES if options.tiny else SIZES)
+    options.result = options.result or (
+        options.folder.with_suffix(".engine.json") if options.tiny else RESULTS / "engine.json"
+    )
+    return options
+
+
+def build(options: argparse.Namespace) -> None:
+    """Write the model, in a process of its own, so that this one stays off the device."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "bfloat16" if options.bf16_transformer else "float32"
+    print(f"built in {alone(full_size.build, options.folder, device, options.tiny, dtype):.1f} s", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build if needed, measure, store, print the table and the bars.
+
+    Raises:
+        SystemExit: a part failed or was left out; the others are stored.
+    """
+    options = parse(arguments)
+    if not options.folder.is_dir():
+        build(options)
+    told = {**circumstances(*_PACKAGES), "commit": options.commit, "model": full_size.marker(options.folder)}
+    result = PartedResult(options.result, told)
+    left_out = Bench(options, result).run()
+    result.content["summary"] = summary(result.content["parts"])
+    result.write()
+    print(text_of(result.content["summary"]))
+    print(options.result)
+    if left_out:
+        raise SystemExit(f"left out: {', '.join(left_out)}")
+
+
+if __name__ == "__main__":
+    main()

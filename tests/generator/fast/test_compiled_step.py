@@ -1,0 +1,69 @@
+"""Compiled functions, traced as for a GPU but run without a compiler: how often they compile, and what they give."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.generator.fast.conftest import ReplayingRecorder
+from zimage_ui.generator.fast.compiled_step import compiled_functions
+from zimage_ui.generator.fast.denoiser import FastTransformer
+from zimage_ui.generator.fast.shapes import DenoiserShape
+
+pytestmark = pytest.mark.model
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """A backend of torch.compile that runs what was traced, and counts."""
+
+    def __init__(self) -> None:
+        self.compilations = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        self.compilations += 1
+        return graph.forward
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """A count that begins anew, and a model that is traced as it is on a GPU: no packed weights."""
+    monkeypatch.setattr("zimage_ui.generator.fast.step.packing_pays", lambda transformer: False)
+    torch._dynamo.reset()
+    yield Counted()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def fast(transformer, backend):
+    functions = compiled_functions(backend=backend)
+    return FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder, ways=[lambda: functions])
+
+
+def test_one_compilation_serves_all_blocks_of_equal_sizes(fast, backend):
+    assert fast.prepare(DenoiserShape(8, 8, 32))
+    assert backend.compilations == 4  # the entry, the block for image tokens and for all tokens, the exit
+
+
+def test_another_caption_compiles_the_main_layers_block_only(fast, backend):
+    fast.prepare(DenoiserShape(8, 8, 32))
+    assert fast.prepare(DenoiserShape(8, 8, 64))
+    assert backend.compilations == 6  # the exit, too: it leaves more tokens out
+
+
+def test_more_sizes_than_torch_allows_by_itself(fast, backend):
+    for columns in range(12):
+        assert fast.prepare(DenoiserShape(8, 8 + 8 * columns, 32))
+
+
+def test_it_computes_what_the_uncompiled_functions_compute(transformer, fast, noise, distance):
+    fast.prepare(DenoiserShape(10, 14, 32))
+    plain = FastTransformer(transformer, CPU, torch.float32)
+    velocities = []
+    for model in (fast, plain):
+        with torch.inference_mode():
+            denoiser = model.denoiser(DenoiserShape(10, 14, 32), (500.0,), noise(14, 24, seed=1))
+            velocities.append(denoiser.predict(noise(1, 16, 10, 14), torch.tensor(500.0), 0))
+    assert distance(*velocities) < 1e-6

@@ -1,0 +1,80 @@
+"""Fused and packed projections: the stock products, and no memory used twice."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.generator.fast.conftest import random_transformer
+from zimage_ui.generator.fast.projections import (
+    PackedProjection,
+    PlainProjection,
+    block_projections,
+    fuse,
+    packed,
+    packing_pays,
+)
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def block():
+    return random_transformer(n_layers=1).layers[0]
+
+
+def test_they_compute_what_the_stock_layers_compute(block, noise):
+    attention, feed_forward = block.attention, block.feed_forward
+    values, hidden = noise(2, 7, 96), noise(2, 7, 256)
+    expected = {
+        "query_key_value": torch.cat([layer(values) for layer in (attention.to_q, attention.to_k, attention.to_v)], -1),
+        "output": attention.to_out[0](values),
+        "gate_up": torch.cat([feed_forward.w1(values), feed_forward.w3(values)], -1),
+        "down": feed_forward.w2(hidden),
+    }
+    plain = block_projections(block)
+    for projections in (plain, packed(plain)):
+        for name, product in expected.items():
+            computed = getattr(projections, name)(hidden if name == "down" else values)
+            assert torch.allclose(computed, product, atol=1e-5), name
+
+
+def test_the_stock_layers_become_views_and_keep_their_values(block, noise):
+    layers = (block.attention.to_q, block.attention.to_k, block.attention.to_v)
+    values = noise(3, 96)
+    before = [layer(values) for layer in layers]
+    whole = fuse(layers)
+    storages = {layer.weight.untyped_storage().data_ptr() for layer in layers}
+    assert storages == {whole.untyped_storage().data_ptr()}
+    assert whole.untyped_storage().nbytes() == sum(layer.weight.nbytes for layer in layers)
+    assert all(isinstance(layer.weight, nn.Parameter) for layer in layers)
+    for layer, expected in zip(layers, before, strict=True):
+        assert torch.equal(layer(values), expected)
+
+
+def test_what_was_fused_is_found_again(block):
+    layers = (block.feed_forward.w1, block.feed_forward.w3)
+    first, second = fuse(layers), fuse(layers)
+    assert second.data_ptr() == first.data_ptr()
+    assert torch.equal(second, first)
+
+
+def test_layers_that_share_storage_in_another_order_are_not_taken_for_fused(block):
+    first, second = block.feed_forward.w1, block.feed_forward.w3
+    fuse((first, second))
+    expected = torch.cat((second.weight, first.weight))
+    assert torch.equal(fuse((second, first)), expected)
+
+
+def test_packing_is_for_small_models_on_a_cpu_in_fp32(block, monkeypatch):
+    assert packing_pays(block)
+    assert not packing_pays(random_transformer(n_layers=1).bfloat16())
+    monkeypatch.setattr("zimage_ui.generator.fast.projections._PACKING_LIMIT_BYTES", 1000)
+    assert not packing_pays(block)
+
+
+def test_what_is_no_plain_matrix_is_not_packed(block):
+    projections = block_projections(block)
+    once = packed(projections)
+    assert all(isinstance(projection, PlainProjection) for projection in projections)
+    assert all(isinstance(projection, PackedProjection) for projection in once)
+    assert packed(once) == once

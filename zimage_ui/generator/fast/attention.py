@@ -1,0 +1,120 @@
+"""Attention through torch's kernels, and which of them is fastest here.
+
+Every kernel takes queries, keys and values as strided views of what the projections wrote and answers in the same
+order, so nothing is copied to bring heads before tokens. Which kernel wins depends on the card, the library's version
+and the number of tokens, so it is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import statistics
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
+from functools import partial
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_log = logging.getLogger(__name__)
+
+_WARM_RUNS = 3
+_TIMED_RUNS = 10
+
+
+class AttentionBackend(StrEnum):
+    """torch's attention kernels, by the name that people know them by."""
+
+    CUDNN = "cudnn"
+    FLASH = "flash"
+    EFFICIENT = "efficient"
+    MATH = "math"
+
+    @property
+    def kernel(self) -> SDPBackend:
+        """The name that torch has for it."""
+        return _KERNELS[self]
+
+
+_KERNELS = {
+    AttentionBackend.CUDNN: SDPBackend.CUDNN_ATTENTION,
+    AttentionBackend.FLASH: SDPBackend.FLASH_ATTENTION,
+    AttentionBackend.EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
+    AttentionBackend.MATH: SDPBackend.MATH,
+}
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of every token to every token, by torch's choice of a kernel or within `attention_by`.
+
+    Args:
+        query: (pictures, tokens, heads, head_dim).
+        key: the same, of all tokens that are looked at.
+        value: of the same tokens.
+
+    Returns:
+        Of the query's shape, dense in that order with every kernel that is worth choosing.
+    """
+    heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[None]:
+    """A context in which attention is computed, and functions are compiled to compute it, by `backend`.
+
+    None leaves the choice to torch. What was compiled within a context keeps its backend outside of it.
+    """
+    return nullcontext() if backend is None else sdpa_kernel(backend.kernel)
+
+
+def fastest_backend(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> AttentionBackend | None:
+    """The fastest backend for (pictures, tokens, heads, head_dim); None, torch's choice, where none can be timed."""
+    if device.type != "cuda":
+        return None
+    times_ms = backend_times_ms(shape, dtype, device)
+    if not times_ms:
+        return None
+    best = min(times_ms, key=lambda backend: times_ms[backend])
+    figures = ", ".join(f"{backend} {taken:.3f} ms" for backend, taken in times_ms.items())
+    _log.info("attention of %d tokens: %s (%s)", shape[1], best, figures)
+    return best
+
+
+def backend_times_ms(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> dict[AttentionBackend, float]:
+    """The time of each backend that takes this shape and dtype on a CUDA `device`, in milliseconds, median of 10.
+
+    Queries, keys and values lie as a block's projections leave them. MATH is left out: it writes every score to memory.
+    """
+    pictures, tokens, heads, head_dim = shape
+    query, key = torch.randn(pictures, tokens, 2, heads, head_dim, dtype=dtype, device=device).unbind(2)
+    value = torch.randn(pictures, tokens, 3, heads, head_dim, dtype=dtype, device=device)[:, :, 2]
+    times_ms: dict[AttentionBackend, float] = {}
+    for backend in (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of every reason why a kernel is not for this shape
+                with attention_by(backend):
+                    times_ms[backend] = _median_ms(partial(attention, query, key, value))
+        except RuntimeError as error:
+            _log.debug("attention by %s: %s", backend, error)
+    return times_ms
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    for _ in range(_WARM_RUNS):
+        run()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED_RUNS + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    marks[-1].synchronize()
+    return statistics.median(begun.elapsed_time(ended) for begun, ended in itertools.pairwise(marks))

@@ -1,0 +1,200 @@
+"""The transformer, laid out for speed once, and the denoisers that it makes for requests.
+
+What depends on the model alone is done when it is made (fused weights), what depends on the picture's size at the first
+request of that size (rotary tables, compiled functions, graphs), what depends on the request at its start (captions,
+modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same functions,
+uncompiled; and so is one whose preparation failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.attention import fastest_backend
+from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
+from zimage_ui.generator.fast.modulation import ModulationTables
+from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
+from zimage_ui.generator.fast.shapes import DenoiserShape, padded
+from zimage_ui.generator.fast.step import EAGER, PassPlan, StepFunctions, StepNetwork
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+_log = logging.getLogger(__name__)
+
+# Latents, rows of this step's modulation and captions to the velocity; see StepNetwork.velocity.
+StepPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# The same with the captions of one request.
+VelocityPass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Sizes x caption lengths x batches that are in use at a time. All graphs share their memory for activations.
+_KEPT_PASSES = 24
+_KEPT_ROTARIES = 32
+
+
+class FastTransformer:
+    """A stock Z-Image transformer, made fast; made once, where the model is loaded.
+
+    The stock module goes on working: its weights become views of the fused ones.
+    """
+
+    def __init__(
+        self,
+        transformer: ZImageTransformer2DModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        make_recorder: Callable[[], Recorder] | None = None,
+        ways: Sequence[Callable[[], StepFunctions]] | None = None,
+    ) -> None:
+        """Fuse the weights of `transformer`, block by block.
+
+        Args:
+            transformer: on `device`, in `dtype`, for inference.
+            device: where it computes.
+            dtype: in what it computes.
+            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+            ways: of making the functions that are recorded, tried in this order until one works; None is compiled, and
+                then not.
+        """
+        self._device = device
+        self._dtype = dtype
+        self._embedder = transformer.rope_embedder
+        self._channels: int = transformer.in_channels
+        with torch.no_grad():
+            self.network = StepNetwork(transformer)
+        self._modulation = ModulationTables(transformer)
+        if make_recorder is None and device.type == "cuda":
+            make_recorder = partial(CudaRecorder, device)
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder() if make_recorder else None
+        self._ways = (_compiled, lambda: EAGER) if ways is None else tuple(ways)
+        self._passes: RecentlyUsed[DenoiserShape, StepPass] = RecentlyUsed(_KEPT_PASSES)
+        self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
+
+    @torch.inference_mode()
+    def denoiser(
+        self,
+        shape: DenoiserShape,
+        timesteps: Sequence[float],
+        prompt_embeds: torch.Tensor,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 0.0,
+    ) -> FastDenoiser:
+        """The denoiser of one request.
+
+        Args:
+            shape: of the latents and of the prompt's caption.
+            timesteps: of all steps, 1000 (noise) to 0 (picture).
+            prompt_embeds: (tokens, features) on the model's device, without padding; `negative_prompt_embeds` likewise.
+            negative_prompt_embeds: only read with guidance.
+            guidance_scale: 0 is without guidance; above, each step takes the prompt and the negative prompt.
+        """
+        passes = [self._pass_with(shape, prompt_embeds)]
+        if guidance_scale > 0 and negative_prompt_embeds is not None:
+            # Not in one batch: so both use what is prepared for any prompt, whatever their lengths, in half the memory.
+            passes.append(self._pass_with(shape, negative_prompt_embeds))
+        return FastDenoiser(passes, self._modulation.rows(timesteps), guidance_scale)
+
+    @torch.inference_mode()
+    def prepare(self, shape: DenoiserShape) -> bool:
+        """Compile and record what `shape` needs; later denoisers of that shape use it. Costs nothing when it is done.
+
+        A failure is logged, and the shape is denoised as if nobody had prepared it.
+
+        Returns:
+            Whether it is prepared.
+        """
+        if self._recorder is None or shape in self._passes:
+            return self._recorder is not None
+        for way in self._ways:
+            begun = time.perf_counter()
+            recorded = attempt(partial(self._record, shape, way, self._recorder), f"{shape} could not be prepared")
+            if recorded is not None:
+                self._passes.put(shape, recorded)
+                _log.info("%s is prepared in %.1f s", shape, time.perf_counter() - begun)
+                return True
+            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
+        return False
+
+    def is_prepared(self, shape: DenoiserShape) -> bool:
+        """Whether a denoiser of `shape` would use what was prepared for it."""
+        return shape in self._passes
+
+    def release(self) -> None:
+        """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again."""
+        self._passes.clear()
+        self._rotaries.clear()
+        self._renew_recorder()  # with a pool that holds nothing
+
+    def _renew_recorder(self) -> None:
+        if self._make_recorder:
+            self._recorder = self._make_recorder()
+
+    def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
+        attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
+        backend = fastest_backend(attention_shape, self._dtype, self._device)
+        plan = PassPlan(shape, self._rotary(shape), backend, way())
+        examples = self._examples(shape)
+        return RecordedFunction(partial(self.network.velocity, plan), examples, recorder)
+
+    def _examples(self, shape: DenoiserShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs of the right sizes, of no meaning."""
+        dim = self.network.dim
+        latents = torch.zeros(shape.pictures, self._channels, shape.height, shape.width, device=self._device)
+        rows = torch.zeros(self.network.row_count, dim, device=self._device)
+        captions = torch.zeros(shape.pictures, shape.caption_tokens, dim, dtype=self._dtype, device=self._device)
+        return latents, rows, captions
+
+    def _pass_with(self, shape: DenoiserShape, prompt_embeds: torch.Tensor) -> VelocityPass:
+        """The pass for latents of `shape` with its caption, through what is prepared if anything is."""
+        captions = self.network.refine(prompt_embeds.to(self._dtype)).expand(shape.pictures, -1, -1)
+        shape = replace(shape, caption_tokens=captions.shape[1])
+        run = self._passes.get(shape) or partial(self.network.velocity, PassPlan(shape, self._rotary(shape)))
+        return lambda latents, rows: run(latents, rows, captions)
+
+    def _rotary(self, shape: DenoiserShape) -> Rotary:
+        key = replace(shape, pictures=1)
+        rotary = self._rotaries.get(key)
+        if rotary is None:
+            rotary = shape_rotary(self._embedder, key, self._device)
+            self._rotaries.put(key, rotary)
+        return rotary
+
+
+class FastDenoiser:
+    """The `Denoiser` of one request; see there."""
+
+    def __init__(self, passes: Sequence[VelocityPass], rows: torch.Tensor, guidance_scale: float) -> None:
+        self.forwards = 0
+        self._passes = passes
+        self._rows = rows
+        self._guidance_scale = guidance_scale
+
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
+        """The velocity at `latents`; what `timestep` says is in the modulation of `step`."""
+        velocities = [run(latents, self._rows[step]) for run in self._passes]
+        self.forwards += len(velocities)
+        if len(velocities) == 1:
+            return velocities[0]
+        positive, negative = velocities
+        return positive + self._guidance_scale * (positive - negative)
+
+
+def caption_length(prompt_embeds: torch.Tensor) -> int:
+    """The caption tokens of a `DenoiserShape` for (tokens, features) of a prompt."""
+    return padded(len(prompt_embeds))
+
+
+@cache
+def _compiled() -> StepFunctions:
+    from zimage_ui.generator.fast.compiled_step import compiled_functions  # the compiler takes a second to import
+
+    return compiled_functions()

@@ -1,0 +1,193 @@
+"""One pass through the transformer at one time step, from latents to the velocity, over functions that may be compiled.
+
+The pass is static: it reads nothing back, allocates the same tensors every time, and all that changes from step to step
+comes in as a tensor. So it can be captured as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from zimage_ui.generator.fast.attention import AttentionBackend, attention_by
+from zimage_ui.generator.fast.block import BlockWeights, block_weights, norm, run_block
+from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
+from zimage_ui.generator.fast.patches import from_patches, to_patches
+from zimage_ui.generator.fast.projections import packed, packing_pays
+from zimage_ui.generator.fast.rotary import Rotary, caption_positions, rotation_table
+from zimage_ui.generator.fast.shapes import PATCH_KEY, TOKEN_MULTIPLE, DenoiserShape, padded
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+
+class EntryWeights(NamedTuple):
+    """What makes tokens of latents.
+
+    Attributes:
+        weight, bias: of the map from a patch to a token.
+        pad_token: (1, dim), what an image is filled up with to a multiple of 32 tokens.
+        eps: of the first block's norm.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    pad_token: torch.Tensor
+    eps: float
+
+
+class ExitWeights(NamedTuple):
+    """What makes a velocity of tokens: the map from a token to a patch, and the eps of the norm before it."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+
+def enter(latents: torch.Tensor, weights: EntryWeights, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image's tokens (pictures, padded tokens, dim) of fp32 latents, and the same normed for the first block."""
+    tokens = functional.linear(to_patches(latents.to(weights.weight.dtype)), weights.weight, weights.bias)
+    missing = -tokens.shape[1] % TOKEN_MULTIPLE
+    if missing:
+        tokens = torch.cat((tokens, weights.pad_token.expand(tokens.shape[0], missing, -1)), dim=1)
+    return tokens, norm(tokens, scale, weights.eps).to(tokens.dtype)
+
+
+def leave(tokens: torch.Tensor, weights: ExitWeights, scale: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The velocity, (pictures, channels, height, width) in fp32, that the image's tokens say; others are left out."""
+    image = tokens[:, : DenoiserShape(height, width, 0).image_tokens]
+    normed = functional.layer_norm(image.float(), scale.shape, scale, None, weights.eps).to(tokens.dtype)
+    patches = functional.linear(normed, weights.weight, weights.bias)
+    return -from_patches(patches.float(), height, width)  # the model predicts picture minus noise
+
+
+class StepFunctions(NamedTuple):
+    """The three functions that a pass is made of.
+
+    Attributes:
+        enter, block, leave: `enter`, `run_block` and `leave`, or what a compiler made of them.
+        specialised: whether each further combination of sizes would have to be compiled.
+    """
+
+    enter: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    block: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    leave: Callable[..., torch.Tensor]
+    specialised: bool
+
+
+EAGER = StepFunctions(enter, run_block, leave, specialised=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """What is settled about a pass before it runs.
+
+    Attributes:
+        shape: of all that comes in.
+        rotary: the shape's tables.
+        backend: of the attention; None leaves it to torch.
+        functions: what it is made of.
+    """
+
+    shape: DenoiserShape
+    rotary: Rotary
+    backend: AttentionBackend | None = None
+    functions: StepFunctions = EAGER
+
+
+class StepNetwork:
+    """A stock transformer's weights, laid out for passes; its own parameters become views of them."""
+
+    def __init__(self, transformer: ZImageTransformer2DModel) -> None:
+        final = transformer.all_final_layer[PATCH_KEY]
+        embedder = transformer.all_x_embedder[PATCH_KEY]
+        self._transformer = transformer
+        self.refiner = [block_weights(block) for block in transformer.noise_refiner]
+        self.layers = [block_weights(block) for block in transformer.layers]
+        self.context = [block_weights(block) for block in transformer.context_refiner]
+        self._context_rows = [plain_rows(block) for block in transformer.context_refiner]
+        self._entry = EntryWeights(embedder.weight, embedder.bias, transformer.x_pad_token, self.refiner[0].eps)
+        self._exit = ExitWeights(final.linear.weight, final.linear.bias, final.norm_final.eps)
+        if packing_pays(transformer):
+            self.refiner, self.layers = _pack(self.refiner), _pack(self.layers)
+
+    @property
+    def heads_shape(self) -> tuple[int, int]:
+        """Number of attention heads, and values of each."""
+        head_dim = self.layers[0].query_norm.shape[-1]
+        return self._transformer.dim // head_dim, head_dim
+
+    @property
+    def dim(self) -> int:
+        """Values of one token."""
+        return self._transformer.dim
+
+    @property
+    def row_count(self) -> int:
+        """Rows of modulation that a pass reads."""
+        return ROWS_A_BLOCK * (len(self.refiner) + len(self.layers)) + 1
+
+    def refine(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """The caption (1, padded tokens, dim) that the main layers read, from (tokens, features) of the text encoder.
+
+        No step changes it.
+        """
+        model = self._transformer
+        tokens = model.cap_embedder(prompt_embeds)
+        missing = padded(len(tokens)) - len(tokens)
+        tokens = torch.cat((tokens, model.cap_pad_token.expand(missing, -1)))[None]
+        rotary = rotation_table(model.rope_embedder, caption_positions(tokens.shape[1]), tokens.device)
+        # A block norms for its follower, too: the rows run on from block to block.
+        rows = torch.cat((*self._context_rows, torch.ones_like(self._context_rows[0][:1])))
+        normed = norm(tokens, rows[0], self.context[0].eps).to(tokens.dtype)
+        for weights, block_rows in zip(self.context, _windows(rows), strict=True):
+            tokens, normed = run_block(tokens, normed, weights, block_rows, rotary)
+        return tokens
+
+    def velocity(
+        self, plan: PassPlan, latents: torch.Tensor, rows: torch.Tensor, captions: torch.Tensor
+    ) -> torch.Tensor:
+        """The velocity at `latents`.
+
+        Args:
+            plan: made for the shape of the other arguments.
+            latents: (pictures, channels, height, width), fp32.
+            rows: (rows, dim), fp32: the modulation of this step.
+            captions: (pictures, padded caption tokens, dim), refined, in the model's dtype.
+
+        Returns:
+            fp32, of the latents' shape.
+        """
+        shape, run, windows = plan.shape, plan.functions, _windows(rows)
+        refiner_windows, layer_windows = windows[: len(self.refiner)], windows[len(self.refiner) :]
+        with attention_by(plan.backend):
+            tokens, normed = run.enter(latents, self._entry, rows[0])
+            for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image)
+            tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)])
+            for weights, block_rows in zip(self.layers[:-1], layer_windows[:-1], strict=True):
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole)
+            # Nobody reads the captions after this block. Compiled, leaving them out would not pay for its compilation.
+            kept = None if run.specialised else shape.image_tokens
+            tokens, _ = run.block(tokens, normed, self.layers[-1], layer_windows[-1], plan.rotary.whole, kept)
+            return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
+
+    def _join(
+        self, tokens: torch.Tensor, normed: torch.Tensor, captions: torch.Tensor, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The captions behind the image's tokens, and their norm behind the image's."""
+        normed_captions = norm(captions, scale, self.layers[0].eps).to(captions.dtype)
+        return torch.cat((tokens, captions), dim=1), torch.cat((normed, normed_captions), dim=1)
+
+
+def _windows(rows: torch.Tensor) -> list[torch.Tensor]:
+    """The four rows of each block: its own but the first, which the block before it used, and the first of the next."""
+    return [rows[start : start + ROWS_A_BLOCK] for start in range(1, len(rows), ROWS_A_BLOCK)]
+
+
+def _pack(blocks: list[BlockWeights]) -> list[BlockWeights]:
+    return [weights._replace(projections=packed(weights.projections)) for weights in blocks]
