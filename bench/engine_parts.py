@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.conditions import Watch
 from bench.matmul import product_rates
-from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player, compilations
+from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player, Size, compilations
 from bench.prompts import MOST_TOKENS, Prompt, new_prompts
 from bench.report import ROOT
 from bench.spread import spread
@@ -31,7 +31,6 @@ from zimage_ui.telemetry.nvml import open_probe
 from zimage_ui.telemetry.probe import Probe
 from zimage_ui.telemetry.sampler import Sampler
 
-Size = tuple[int, int]
 Figures = dict[str, Any]
 WARM_ROUNDS, MOST_WARM_ROUNDS = 2, 8
 FIRST_PICTURES = 10
@@ -140,11 +139,13 @@ def instruments(ours: Ours, size: Size, rounds: int, prompts: Iterator[Prompt], 
     }
 
 
-def memory_alone(folder: str, name: str, sizes: Sequence[Size], seed: int) -> dict[str, Figures]:
+def memory_alone(
+    folder: Path, name: str, sizes: Sequence[Size], warm_sizes: Sequence[Size], seed: int
+) -> dict[str, Figures]:
     """Peaks of memory of one player in each size, smallest first; for a process of its own, where nothing else is."""
     import torch
 
-    cast, prompts = Cast(Path(folder)), new_prompts(Path(folder), seed)
+    cast, prompts = Cast(folder, warm_sizes), new_prompts(folder, seed)
     figures: dict[str, Figures] = {}
     with closing(gpu_probe()) as probe:
         player = cast.player(name)

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bench.engine_summary import text_of
+from bench.engine_summary import summary, text_of
 from bench.report import RESULTS, ROOT
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
@@ -57,8 +57,11 @@ def filled(page: str, result: Mapping[str, Any] | None) -> str:
 
 
 def read_result(path: Path = RESULTS / "engine.json") -> dict[str, Any] | None:
-    """What `bench.engine` stored; None before its first run."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    """What `bench.engine` stored, with its summary; None before its first run."""
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text("utf-8"))
+    return {**result, "summary": summary(result["parts"])}  # a run that was cut off has stored none
 
 
 def _sections(result: Mapping[str, Any]) -> dict[str, str]:

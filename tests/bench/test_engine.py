@@ -33,7 +33,7 @@ def test_files_are_read_to_their_ends(tmp_path: Path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "tiny"
-    common = [str(folder), "--tiny", "--sizes", "64x64", "--commit", "abc"]
+    common = [str(folder), "--tiny", "--sizes", "64x64", "--commit", "abc", "--warm-only"]
     engine.main([*common, "--parts", "memory", "--players", "exact"])
     arguments = "--parts first peak sizes steady instruments --runs 2 --pictures 3"
     engine.main([*common, *arguments.split()])
@@ -116,6 +116,17 @@ class TestATinyModelOnTheCpu:
         seen = engine_parts.ready_generator(folder, "exact")["seconds_to"]
         assert list(seen) == ["imported", "loaded", "ready"]
         assert sorted(seen.values()) == list(seen.values())
+
+
+@pytest.mark.model
+def test_the_warm_up_can_be_kept_to_the_sizes_that_are_measured(tmp_path: Path):
+    from zimage_ui.generator.profiles import MINI, PROFILES
+    from zimage_ui.generator.untrained import build_untrained_model
+
+    ours = players.Ours(build_untrained_model(tmp_path / "tiny"), [(64, 64)])
+    assert ours.info.profile.sizes == ((64, 64),)
+    assert PROFILES["mini"] is MINI
+    ours.close()
 
 
 @pytest.mark.model

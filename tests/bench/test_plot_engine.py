@@ -1,4 +1,6 @@
+import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 from bench import plot_engine
 from bench.engine_summary import summary
@@ -37,6 +39,13 @@ def test_the_page_is_filled_between_its_marks_only():
     assert "| 1024x1024 | exact | 740.0 |" in page
     assert "- 2026-01-01, commit abc: NVIDIA H100; torch 2.11. `python -m bench.engine x`" in page
     assert plot_engine.filled(page, RESULT) == page
+
+
+def test_a_run_that_was_cut_off_is_summed_up_all_the_same(tmp_path: Path):
+    path = tmp_path / "engine.json"
+    assert plot_engine.read_result(path) is None
+    path.write_text(json.dumps({"calls": {}, "parts": PARTS}))
+    assert plot_engine.read_result(path)["summary"] == summary(PARTS)
 
 
 def test_without_a_result_the_page_says_so():
