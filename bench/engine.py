@@ -210,7 +210,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-seed", type=int, default=1, help="of the words of all prompts [1]")
     parser.add_argument("--warm-only", action="store_true", help="warm the measured sizes alone; 'ready' warms all")
     parser.add_argument("--sequential", action="store_true", help="one player in memory at a time; no taking turns")
-    parser.add_argument("--bf16-transformer", action="store_true", help="build with half the disk (the hub has fp32)")
+    parser.add_argument("--bf16-transformer", action="store_true", help="build 20 GB instead of 33 (the hub has fp32)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: only to try this out")
     parser.add_argument("--commit", default=commit(), help="that is measured [as git says]")
     parser.add_argument("--result", type=Path, help="[bench/results/engine.json; with --tiny beside FOLDER]")

@@ -26,8 +26,9 @@ def test_everything_is_measured_unless_parts_are_named(tmp_path: Path):
 
 def test_files_are_read_to_their_ends(tmp_path: Path):
     (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "weights").write_bytes(b"x" * 100)
-    engine_parts.read_through(tmp_path)
+    (tmp_path / "inner" / "weights").write_bytes(b"x" * (2**24 + 1))
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert engine_parts.read_through(tmp_path) == 2**24 + 3
 
 
 @pytest.fixture(scope="module")
