@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import engine_parts, full_size
-from bench.engine_parts import Figures, Size, size_name
+from bench.engine_parts import Figures, size_name
 from bench.engine_summary import summary, text_of
-from bench.players import MODES, PLAYERS, Cast
+from bench.players import MODES, PLAYERS, Cast, Size
 from bench.prompts import new_prompts
 from bench.report import RESULTS, PartedResult, circumstances, commit
 from bench.work import ModelWork
@@ -54,11 +54,12 @@ class Bench:
         self._result = result
         self._folder: Path = options.folder
         self._sizes: list[Size] = options.sizes
+        self._warm_sizes = self._sizes if options.warm_only else []
         self._modes = [name for name in options.players if name in MODES]
         self._work = ModelWork.of_folder(options.folder)
         self._prompts = new_prompts(options.folder, options.prompt_seed)
         self._probe = engine_parts.gpu_probe()
-        self._ends_s = time.perf_counter() + 60 * options.minutes
+        self._ends_s: float = time.perf_counter() + 60 * options.minutes
         self._left_out: list[str] = []
 
     def run(self) -> list[str]:
@@ -71,7 +72,7 @@ class Bench:
     @cached_property
     def _cast(self) -> Cast:
         """Made when the first part in this process needs it: processes of their own have the device to themselves."""
-        return Cast(self._folder)
+        return Cast(self._folder, self._warm_sizes)
 
     def _measure_memory(self) -> None:
         for name in self._options.players:
@@ -79,7 +80,8 @@ class Bench:
 
     def _memory_of(self, name: str) -> Figures:
         seed = self._options.prompt_seed + 1
-        return {"sizes": alone(engine_parts.memory_alone, str(self._folder), name, self._sizes, seed)}
+        measure = partial(engine_parts.memory_alone, self._folder, name, self._sizes, self._warm_sizes, seed)
+        return {"sizes": alone(measure)}
 
     def _measure_ready(self) -> None:
         engine_parts.read_through(self._folder)
@@ -193,7 +195,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    listed = {"nargs": "+", "metavar": "..."}
+    listed: dict[str, Any] = {"nargs": "+", "metavar": "..."}
     parser.add_argument("folder", type=Path, help="of the model; built when it is missing")
     parser.add_argument("--parts", choices=PARTS, default=list(PARTS), help=f"of {', '.join(PARTS)} [all]", **listed)
     parser.add_argument(
@@ -206,8 +208,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=50, help="of steady [50]")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no further part begins [60]")
     parser.add_argument("--prompt-seed", type=int, default=1, help="of the words of all prompts [1]")
+    parser.add_argument("--warm-only", action="store_true", help="warm the measured sizes alone; 'ready' warms all")
     parser.add_argument("--sequential", action="store_true", help="one player in memory at a time; no taking turns")
-    parser.add_argument("--bf16-transformer", action="store_true", help="build with half the disk (the hub has fp32)")
+    parser.add_argument("--bf16-transformer", action="store_true", help="build 20 GB instead of 33 (the hub has fp32)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: only to try this out")
     parser.add_argument("--commit", default=commit(), help="that is measured [as git says]")
     parser.add_argument("--result", type=Path, help="[bench/results/engine.json; with --tiny beside FOLDER]")

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.conditions import Watch
 from bench.matmul import product_rates
-from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player, compilations
+from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player, Size, compilations
 from bench.prompts import MOST_TOKENS, Prompt, new_prompts
 from bench.report import ROOT
 from bench.spread import spread
@@ -31,7 +31,6 @@ from zimage_ui.telemetry.nvml import open_probe
 from zimage_ui.telemetry.probe import Probe
 from zimage_ui.telemetry.sampler import Sampler
 
-Size = tuple[int, int]
 Figures = dict[str, Any]
 WARM_ROUNDS, MOST_WARM_ROUNDS = 2, 8
 FIRST_PICTURES = 10
@@ -140,11 +139,13 @@ def instruments(ours: Ours, size: Size, rounds: int, prompts: Iterator[Prompt], 
     }
 
 
-def memory_alone(folder: str, name: str, sizes: Sequence[Size], seed: int) -> dict[str, Figures]:
+def memory_alone(
+    folder: Path, name: str, sizes: Sequence[Size], warm_sizes: Sequence[Size], seed: int
+) -> dict[str, Figures]:
     """Peaks of memory of one player in each size, smallest first; for a process of its own, where nothing else is."""
     import torch
 
-    cast, prompts = Cast(Path(folder)), new_prompts(Path(folder), seed)
+    cast, prompts = Cast(folder, warm_sizes), new_prompts(folder, seed)
     figures: dict[str, Figures] = {}
     with closing(gpu_probe()) as probe:
         player = cast.player(name)
@@ -186,12 +187,14 @@ def can_serve() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _SERVER_NEEDS)
 
 
-def read_through(folder: Path) -> None:
-    """Read every file of `folder`, so that the page cache holds what it can of them."""
+def read_through(folder: Path) -> int:
+    """Read every file of `folder`, so that the page cache holds what it can of them; gives their bytes."""
+    size_bytes = 0
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb", buffering=0) as file:
-            while file.read(2**24):
-                pass
+            while piece := file.read(2**24):
+                size_bytes += len(piece)
+    return size_bytes
 
 
 def size_name(size: Size) -> str:

@@ -27,7 +27,7 @@ COLUMNS = {
     "reserved_gib": "reserved",
     "nvml_gib": "NVML",
 }
-BAR_COLUMNS = {"name": "bar", "limit": "at most", "value": "measured", "verdict": ""}
+BAR_COLUMNS = {"name": "bar", "limit": "promised", "value": "measured", "verdict": ""}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ way to a picture included. `forwards` is the time inside the transformer alone, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
@@ -20,6 +21,7 @@ import numpy as np
 from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest
 
+Size = tuple[int, int]
 STEPS = 8
 # Our modes, and the options of `ZImageGenerator` that make each. A new mode is one line here.
 MODES: dict[str, dict[str, Any]] = {"exact": {}}
@@ -87,16 +89,18 @@ class Ours:
         load_s, warmup_s: what that took.
     """
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, warm_sizes: Sequence[Size] = (), **options: Any) -> None:
         """Load and warm.
 
         Args:
             folder: of the model, in diffusers layout.
+            warm_sizes: the sizes to warm; none are those of the model's profile, as in the service.
             options: of `ZImageGenerator`, which make the mode.
         """
         begun = time.perf_counter()
         self._generator = ZImageGenerator(str(folder), embedding_cache_bytes=_MIB, **options)
-        self.info = self._generator.load(lambda _: None)
+        with _profiles_of(warm_sizes):
+            self.info = self._generator.load(lambda _: None)
         loaded = time.perf_counter()
         self._generator.warmup(lambda _: None)
         self.load_s, self.warmup_s = round(loaded - begun, 2), round(time.perf_counter() - loaded, 2)
@@ -124,6 +128,14 @@ class Ours:
     def close(self) -> None:
         """Give its memory back."""
         self._generator.close()
+
+
+def _profiles_of(sizes: Sequence[Size]) -> AbstractContextManager[Any]:
+    """While it is entered, every profile has these sizes; none change nothing."""
+    from zimage_ui.generator.profiles import PROFILES
+
+    changed = {name: replace(profile, sizes=tuple(sizes)) for name, profile in PROFILES.items()} if sizes else {}
+    return mock.patch.dict(PROFILES, changed)
 
 
 class Stock:
@@ -215,18 +227,21 @@ class Cast:
         device, dtype: where and in what all of them compute, as the product chooses it; torch's names.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm_sizes: Sequence[Size] = ()) -> None:
+        """Nobody is loaded yet; `warm_sizes` as `Ours` takes them."""
         from zimage_ui.generator.placement import choose_dtype, read_device
 
         device = read_device()
         self.device, self.dtype = device.torch_name, _TORCH_NAMES[choose_dtype(device).name]
         self._folder = folder
+        self._warm_sizes = tuple(warm_sizes)
         self._players: dict[str, Player] = {}
 
     def player(self, name: str) -> Player:
         """One of `PLAYERS`."""
         if name not in self._players:
             self._players[name] = self._load(name)
+            print(f"  {name} is there: {self.loaded().get(name, {})}", flush=True)
         return self._players[name]
 
     def mode(self, name: str) -> Ours:
@@ -257,7 +272,7 @@ class Cast:
 
     def _load(self, name: str) -> Player:
         if name in MODES:
-            return Ours(self._folder, **MODES[name])
+            return Ours(self._folder, self._warm_sizes, **MODES[name])
         if name == STOCK:
             return Stock(self._folder, self.device, self.dtype)
         stock = self.player(STOCK)

@@ -119,16 +119,16 @@ def step_work(config: Config, shape: DenoiserShape) -> Work:
     """Of what one step of one picture has to do in the transformer: embedding, refiner, layers, projection."""
     dim, patch_width = config["dim"], PATCH * PATCH * config["in_channels"]
     image, all_tokens = shape.padded_image_tokens, shape.tokens
+    refiners, layers = int(config["n_refiner_layers"]), int(config["n_layers"])
     ends = Work(linear_work(image, patch_width, dim) + linear_work(image, dim, patch_width))
-    refiner = block_work(dim, image) * config["n_refiner_layers"]
-    return ends + refiner + block_work(dim, all_tokens) * config["n_layers"]
+    return ends + block_work(dim, image) * refiners + block_work(dim, all_tokens) * layers
 
 
 def caption_work(config: Config, shape: DenoiserShape) -> Work:
     """Of what a prompt's embedding needs before the first step: its projection and its refiner."""
     dim, tokens = config["dim"], shape.caption_tokens
     projection = Work(linear_work(tokens, config["cap_feat_dim"], dim))
-    return projection + block_work(dim, tokens) * config["n_refiner_layers"]
+    return projection + block_work(dim, tokens) * int(config["n_refiner_layers"])
 
 
 def text_encoder_work(config: Config, tokens: int) -> Work:
@@ -137,7 +137,7 @@ def text_encoder_work(config: Config, tokens: int) -> Work:
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     products = linear_work(tokens, width, 2 * queries + 2 * keys) + linear_work(tokens, width, 3 * hidden)
-    return Work(products, attention_work(tokens, queries)) * (config["num_hidden_layers"] - 1)
+    return Work(products, attention_work(tokens, queries)) * (int(config["num_hidden_layers"]) - 1)
 
 
 def decoder_work(config: Config, height: int, width: int) -> Work:

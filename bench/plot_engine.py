@@ -1,0 +1,121 @@
+"""The page about speed, from what `bench.engine` measured: `python -m bench.plot_engine`.
+
+Draws docs/performance.svg and fills the tables of docs/performance.md between their marks; every figure comes from
+bench/results/engine.json, and the rest of the page stays as it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bench.engine_summary import summary, text_of
+from bench.report import RESULTS, ROOT
+
+PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
+STAGES = ("encode", "sample", "decode")
+NOTHING_YET = "No result is stored yet: run `python -m bench.engine`, then `python -m bench.plot_engine`."
+_WIDTH, _LEFT, _RIGHT, _TOP = 960, 150, 110, 56
+_BAR, _GAP, _BETWEEN = 20, 6, 34
+_SECTIONS = re.compile(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
+
+
+def svg(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One bar for each row of a summary, its stages one after the other, all on one scale of milliseconds."""
+    from zimage_ui.ui.theme import LIGHT, STAGE_COLOURS
+
+    longest_ms = max(row["total_ms"] for row in rows)
+    scale = (_WIDTH - _LEFT - _RIGHT) / longest_ms
+    colours = {stage: STAGE_COLOURS[stage]["light"] for stage in STAGES}
+    drawn, y, size = [_legend(colours, LIGHT["ink-soft"])], _TOP, ""
+    for row in rows:
+        if row["size"] != size:
+            size = row["size"]
+            y += _BETWEEN
+            drawn.append(_text(16, y - 10, size.replace("x", " x "), LIGHT["ink"], "600"))
+        drawn.append(_bar(row, y, scale, colours, LIGHT))
+        y += _BAR + _GAP
+    title = _text(16, 28, "From prompt to pixels: median milliseconds of one picture, 8 steps", LIGHT["ink"], "600")
+    body = "\n".join([title, *drawn])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 16}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="13">\n'
+        f"<title>Time from prompt to pixels by size and by who draws</title>\n"
+        f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>\n{body}\n</svg>\n'
+    )
+
+
+def filled(page: str, result: Mapping[str, Any] | None) -> str:
+    """`page` with the sections between its marks written anew; None is no result."""
+    sections = _sections(result) if result else {}
+    return _SECTIONS.sub(lambda found: f"{found[1]}\n{sections.get(found[2], NOTHING_YET)}\n\n{found[3]}", page)
+
+
+def read_result(path: Path = RESULTS / "engine.json") -> dict[str, Any] | None:
+    """What `bench.engine` stored, with its summary; None before its first run."""
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text("utf-8"))
+    return {**result, "summary": summary(result["parts"])}  # a run that was cut off has stored none
+
+
+def _sections(result: Mapping[str, Any]) -> dict[str, str]:
+    rows, bars = text_of(result["summary"], markdown=True).rsplit("\n\n", 1)
+    plot = f"![Time from prompt to pixels]({PLOT.name})\n\n" if result["summary"]["rows"] else ""
+    calls = [_told(name, call) for name, call in result["calls"].items()]
+    return {"sizes": plot + rows, "bars": bars, "runs": "\n".join(calls)}
+
+
+def _told(name: str, call: Mapping[str, Any]) -> str:
+    machine = call["machine"]
+    versions = ", ".join(f"{package} {version}" for package, version in call["versions"].items())
+    gpu = machine["gpu"] or f"no GPU, {machine['cpu']}"
+    return f"- {name}, commit {call.get('commit') or 'unknown'}: {gpu}; {versions}. `{call['command']}`"
+
+
+def _bar(row: Mapping[str, Any], y: int, scale: float, colours: Mapping[str, str], palette: Mapping[str, str]) -> str:
+    middle, x = y + _BAR * 0.72, float(_LEFT)
+    drawn = [_text(_LEFT - 10, middle, row["player"], palette["ink-soft"], end=True)]
+    for stage, colour in colours.items():
+        width = row[f"{stage}_ms"] * scale
+        drawn.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BAR}" fill="{colour}"/>')
+        x += width
+    faster = f" ({row['times_as_fast']:.2f} x)" if row["times_as_fast"] not in (None, 1.0) else ""
+    drawn.append(_text(x + 8, middle, f"{row['total_ms']:.0f}{faster}", palette["ink"]))
+    return "\n".join(drawn)
+
+
+def _legend(colours: Mapping[str, str], ink: str) -> str:
+    drawn, x = [], _LEFT
+    for stage, colour in colours.items():
+        drawn.append(
+            f'<rect x="{x}" y="44" width="12" height="12" rx="2" fill="{colour}"/>' + _text(x + 18, 55, stage, ink)
+        )
+        x += 90
+    return "\n".join(drawn)
+
+
+def _text(x: float, y: float, text: str, colour: str, weight: str = "400", *, end: bool = False) -> str:
+    anchor = ' text-anchor="end"' if end else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-weight="{weight}"{anchor}>{escape(text)}</text>'
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw and fill."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plot_engine", description=__doc__)
+    parser.parse_args(arguments)
+    result = read_result()
+    if result and result["summary"]["rows"]:
+        PLOT.write_text(svg(result["summary"]["rows"]), "utf-8")
+        print(PLOT)
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), result), "utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
