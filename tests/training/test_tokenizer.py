@@ -231,7 +231,8 @@ def test_the_stock_pipeline_and_ours_read_alike(model_folder: Path, prompt: str)
     torch: Any = pytest.importorskip("torch")
     from diffusers import ZImagePipeline
 
-    from zimage_ui.generator.encoding import encode_tokens, tokenize, without_last_layer
+    from zimage_ui.generator.encoding import tokenize, without_last_layer
+    from zimage_ui.generator.fast.text_encoder import encode_tokens
     from zimage_ui.generator.loading import load_components
 
     stock = ZImagePipeline.from_pretrained(model_folder, torch_dtype=torch.float32)

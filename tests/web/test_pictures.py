@@ -113,7 +113,7 @@ def test_a_listed_picture_brings_its_settings(studio: Studio) -> None:
     assert picture["url"] == f"/pictures/{picture['picture_id']}"
     assert picture["metadata"]["nfe"] == 3
     assert picture["metadata"]["timings_ms"]["sample"] >= 0
-    assert (picture["width"], picture["height"], picture["image_format"]) == (256, 256, "png")
+    assert (picture["width"], picture["height"], picture["image_format"]) == (384, 384, "png")
     assert Path(picture["path"]).suffix == ".png"
 
 
