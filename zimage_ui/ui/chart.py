@@ -26,7 +26,7 @@ def chart_spec() -> dict[str, Any]:
             barmode="stack",
             bargap=0.28,
             height=CHART_HEIGHT_PX,
-            margin={"l": 44, "r": 4, "t": 8, "b": 26},
+            margin={"l": 44, "r": 20, "t": 8, "b": 26},
             showlegend=False,
             hovermode="x unified",
             dragmode=False,
