@@ -102,7 +102,7 @@ def grid_cases(seed: int) -> list[Case]:
 
 
 def unknown_word_cases(scenes: int, seed: int) -> list[Case]:
-    """Scenes said with words in between that the model never met."""
+    """Scenes said with words in between that mean nothing to the model, of the kind that training mixes in, too."""
     cases = _cases(_WITH_UNKNOWN_WORDS, scenes, f"unknown {seed}", 1_000_000 * seed + 700_000)
     return [
         Case(

@@ -2,7 +2,7 @@
 
 Held out of training are a tenth of the pairs of thing and colour, of the triples of thing, relation and thing, and of
 the words. Which ones is decided by a hash of their names, so that it never depends on the order of drawing. The model
-is judged on those: it has to combine what it knows.
+is judged on those: it has to combine what it knows. A triple named the other way round is another one.
 """
 
 from __future__ import annotations
