@@ -116,4 +116,4 @@ def test_the_pages_own_scripts_may_do_all_of_it_but_leave(browser: Browser, shar
         )
         page.close()
 
-    assert answer == {"width": 256, "gpus": 1, "left": "blocked"}
+    assert answer == {"width": 384, "gpus": 1, "left": "blocked"}
