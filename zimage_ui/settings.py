@@ -132,7 +132,7 @@ def user_cache_folder() -> Path:
 def choose_compile_cache(folder: Path) -> bool:
     """Let torch's compilers keep their work in `folder`; False when the person chose another one.
 
-    Triton's own follows Inductor's. To be called before the compilers are first used: they look once.
+    Triton's own follows Inductor's. To be called before they are imported: they look once.
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return False

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from zimage_ui import __version__
-from zimage_ui.generator.base import ModelInfo
 from zimage_ui.settings import choose_compile_cache, user_cache_folder
 
 _log = logging.getLogger(__name__)
@@ -25,17 +24,18 @@ _KEPT_FOLDERS = 3
 _NAME_DIGITS = 12
 
 
-def keep_compiled(model: ModelInfo) -> Path | None:
-    """Let torch's compilers keep what they make for `model`; to be called before the first is used.
+def keep_compiled(device_name: str) -> Path | None:
+    """Let torch's compilers keep what they make for the GPU `device_name`.
+
+    To be called before diffusers is imported: with it come the compilers, and they look for their folder at once.
 
     Returns:
         The folder; None when the person chose one (TORCHINDUCTOR_CACHE_DIR), or when there is no place for it, and
         torch takes its own.
     """
-    _remember_what_varies(model)
     try:
         parent = user_cache_folder() / "compiled"
-        folder = parent / folder_name(model.device_name)
+        folder = parent / folder_name(device_name)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # torch reads pickles from it: nobody else may write
         folder.touch()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
@@ -55,15 +55,16 @@ def folder_name(device_name: str) -> str:
     return f"zimage-ui-{__version__}-torch-{torch.__version__.partition('+')[0]}-{digest}"
 
 
-def _remember_what_varies(model: ModelInfo) -> None:
-    """Let torch note which sizes turned out to vary, so that the next start compiles for all sizes at once.
+def note_what_varies(fingerprint: str) -> None:
+    """Let torch keep in mind which sizes turned out to vary, so that the next start compiles for all of them at once.
 
-    Each model for itself: what is fixed in one would vary between two.
+    Args:
+        fingerprint: of the model, each of which is noted for itself: what is fixed in one would vary between two.
     """
     from torch.compiler import config
 
     if config.job_id is None:  # TORCH_COMPILE_JOB_ID
-        config.job_id = f"zimage-ui-{model.fingerprint}"
+        config.job_id = f"zimage-ui-{fingerprint}"
 
 
 def _forget_others(parent: Path, kept: Path) -> None:

@@ -55,14 +55,18 @@ class ZImageGenerator:
             ModelError: it cannot be found, fetched or read.
             DeviceMemoryError: it does not fit.
         """
-        from zimage_ui.generator.compile_cache import keep_compiled
+        from zimage_ui.generator.compile_cache import keep_compiled, note_what_varies
+        from zimage_ui.generator.placement import read_device
+
+        device = read_device()
+        if device.is_gpu:
+            keep_compiled(device.name)
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.loading import load_components
         from zimage_ui.generator.preparation import Preparation
 
         components, info = load_components(self._model, progress=progress)
-        if components.device.type == "cuda":
-            keep_compiled(info)
+        note_what_varies(info.fingerprint)
         self._engine = Engine(components, self._embedding_cache_bytes)
         self._preparation = Preparation(self._engine, info.profile)
         self._engine.on_made = self._preparation.made
