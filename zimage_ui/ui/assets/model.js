@@ -34,13 +34,13 @@ function progressBar(share) {
 }
 
 class Model extends Live {
-  static topics = ["readiness"];
+  static topics = ["readiness", "shapes"];
 
   update() {
     const loaded = model();
     this.hidden = !loaded;
     if (!loaded) return;
-    const rows = h("dl", {}, rowsOf(loaded).map(row), shapesRow(state.readiness.shapes ?? []));
+    const rows = h("dl", {}, rowsOf(loaded).map(row), shapesRow(state.shapes));
     this.replaceChildren(h("h2", {}, t("model")), rows);
   }
 }
