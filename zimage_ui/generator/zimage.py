@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from zimage_ui.generator.preparation import Preparation
 
 
+def import_engine() -> None:
+    """Import what `ZImageGenerator.load` needs, which takes seconds; the compilers find their folder chosen by then."""
+    from zimage_ui.generator.compile_cache import keep_compiled
+    from zimage_ui.generator.placement import read_device
+
+    device = read_device()
+    if device.is_gpu:
+        keep_compiled(device.name)
+    import zimage_ui.generator.engine
+    import zimage_ui.generator.loading  # noqa: F401
+
+
 class ZImageGenerator:
     """A `Generator` over a Z-Image model in diffusers layout."""
 
@@ -55,12 +67,8 @@ class ZImageGenerator:
             ModelError: it cannot be found, fetched or read.
             DeviceMemoryError: it does not fit.
         """
-        from zimage_ui.generator.compile_cache import keep_compiled, note_what_varies
-        from zimage_ui.generator.placement import read_device
-
-        device = read_device()
-        if device.is_gpu:
-            keep_compiled(device.name)
+        import_engine()
+        from zimage_ui.generator.compile_cache import note_what_varies
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.loading import load_components
         from zimage_ui.generator.preparation import Preparation
