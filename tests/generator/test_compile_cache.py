@@ -106,13 +106,17 @@ def test_without_a_place_for_it_torch_takes_its_own(
     assert "compiled code is not kept" in caplog.text
 
 
-# Compiles for 4, then 6 and 8 rows, once the program's own parts are there; says how often.
+# As on a GPU: imports the engine, then compiles for 4, 6 and 8 rows; says how often.
 _PROCESS = """
-import sys
-from zimage_ui.generator.compile_cache import keep_compiled, note_what_varies
-assert keep_compiled("a GPU") is not None
+import os, sys
+from zimage_ui.generator import placement
+from zimage_ui.generator.compile_cache import folder_name, note_what_varies
+from zimage_ui.generator.zimage import import_engine
+gpu = placement.Device(torch_name="cuda:0", name="a GPU", free_bytes=1, total_bytes=1, capability=(9, 0))
+placement.read_device = lambda: gpu
+import_engine()
+assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(folder_name("a GPU"))
 import torch
-import zimage_ui.generator.loading
 from torch._dynamo.utils import counters
 note_what_varies(sys.argv[1])
 doubled = torch.compile(lambda rows: 2 * rows, backend="eager")
