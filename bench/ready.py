@@ -1,6 +1,7 @@
 """A generator made ready and nothing else: `python -m bench.ready FOLDER [--mode exact]`.
 
-Prints "imported", "loaded" and "ready" as it gets there; `bench.engine` reads the clock at these lines.
+Prints "imported", "loaded", "ready" and "prepared" (all that the service prepares while it is idle) as it gets there;
+`bench.engine` reads the clock at these lines.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from bench.players import MODES
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Import, load, warm."""
+    """Import, load, warm, prepare the rest."""
     parser = argparse.ArgumentParser(prog="python -m bench.ready", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", choices=MODES, default=next(iter(MODES)))
     options = parser.parse_args(arguments)
-    import zimage_ui.generator.engine
-    import zimage_ui.generator.loading  # noqa: F401
-    from zimage_ui.generator.zimage import ZImageGenerator
+    from zimage_ui.generator.zimage import ZImageGenerator, import_engine
 
+    import_engine()
     print("imported", flush=True)
     generator = ZImageGenerator(str(options.folder), embedding_cache_bytes=2**20, **MODES[options.mode])
     generator.load(lambda _: None)
     print("loaded", flush=True)
     generator.warmup(lambda _: None)
     print("ready", flush=True)
+    while generator.prepare_next(lambda _: None):
+        pass
+    print("prepared", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -5,15 +6,13 @@ import pytest
 
 from zimage_ui.errors import SettingsError
 from zimage_ui.request import ImageFormat
-from zimage_ui.settings import Settings, load_settings
+from zimage_ui.settings import Settings, choose_compile_cache, load_settings, user_cache_folder
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    import os
-
     for name in list(os.environ):
         if name.startswith("ZIMAGE_"):
             monkeypatch.delenv(name)
@@ -106,3 +105,20 @@ def test_the_readme_lists_every_setting_with_its_default_and_meaning():
     for name, field in Settings.model_fields.items():
         default = getattr(field.default, "value", field.default)
         assert rows[f"ZIMAGE_{name.upper()}"] == (str(default), field.description)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [("/var/cache/ann", "/var/cache/ann/zimage-ui"), ("", None), ("not/absolute", None)]
+)
+def test_the_cache_folder_is_the_users(monkeypatch, tmp_path, chosen, expected):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", chosen)
+    assert user_cache_folder() == Path(expected or tmp_path / ".cache" / "zimage-ui")
+
+
+def test_a_compile_cache_is_chosen_unless_the_person_chose_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    assert choose_compile_cache(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+    assert not choose_compile_cache(tmp_path / "other")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

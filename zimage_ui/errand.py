@@ -97,6 +97,8 @@ def run(errand: Errand, settings: Settings, generator: Generator, tell: Tell) ->
         request = errand.request(info.profile, settings.image_format)
         if errand.warmup:
             generator.warmup(told.progress)
+            while generator.prepare_next(lambda shapes: None):
+                pass
         begun_at_s = time.monotonic()
         result = generator.generate(request, told)
         made_at_s = time.monotonic()
@@ -131,6 +133,7 @@ def _report(
         "truncated_tokens": result.truncated_tokens,
         "memory": asdict(result.memory) if result.memory else None,
         "memory_plan": result.memory_plan,
+        "shape_warm": result.shape_warm,
         "model": asdict(info),
     }
 

@@ -79,6 +79,7 @@ class Sampled(Event):
         truncated_tokens: tokens beyond the model's maximum that were cut off.
         preview_ms: what all previews of this job cost together.
         memory_plan: the plan that really made the pictures; empty when the generator has none.
+        shape_warm: whether their shape had been prepared; None when the generator prepares nothing.
     """
 
     nfe: int
@@ -87,6 +88,7 @@ class Sampled(Event):
     truncated_tokens: int
     preview_ms: float
     memory_plan: str = ""
+    shape_warm: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ GRACE_S = 5
 ANSWER_S = 3.0
 DRAIN_S = 60.0
 # The fake's pace when it is served: slow enough to watch it grow.
-SERVED_FAKE = FakeScript(load_s=0.4, warmup_s=0.4, encode_s=0.03, step_s=0.12, decode_s=0.05)
+SERVED_FAKE = FakeScript(load_s=0.4, warmup_s=0.4, encode_s=0.03, step_s=0.12, decode_s=0.05, prepare_s=0.4)
 # Nobody watches an errand.
 ERRAND_FAKE = FakeScript(step_s=0.04)
 

@@ -123,6 +123,23 @@ def tame_third_parties() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+def user_cache_folder() -> Path:
+    """Where this program may keep what it can make again: `zimage-ui` in `XDG_CACHE_HOME`, or in `~/.cache`."""
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "zimage-ui"
+
+
+def choose_compile_cache(folder: Path) -> bool:
+    """Let torch's compilers keep their work in `folder`; False when the person chose another one.
+
+    Triton's own follows Inductor's. To be called before they are imported: they look once.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return False
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return True
+
+
 def visible_cuda_devices() -> str | None:
     """The value of `CUDA_VISIBLE_DEVICES`; None when it is not set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")

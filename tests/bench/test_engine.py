@@ -115,7 +115,7 @@ class TestATinyModelOnTheCpu:
 
     def test_a_generator_becomes_ready_in_a_process_of_its_own(self, folder: Path):
         seen = engine_parts.ready_generator(folder, "exact")["seconds_to"]
-        assert list(seen) == ["imported", "loaded", "ready"]
+        assert list(seen) == ["imported", "loaded", "ready", "prepared"]
         assert sorted(seen.values()) == list(seen.values())
 
 

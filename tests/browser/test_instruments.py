@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
 
+from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.telemetry.fake import FakeProbe, fake_gpu, fake_host
 from zimage_ui.telemetry.probe import GpuReading, Snapshot
 
@@ -89,3 +90,48 @@ def test_numbers_that_grow_old_are_marked(tmp_path: Path, run_studio: StudioMake
         expect(age).to_contain_text("stale")
         probe.gate.set()
         expect(age).to_have_text("live")
+
+
+def test_the_sizes_say_whether_they_are_prepared_and_a_picture_that_it_was_not(
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+) -> None:
+    gate = threading.Event()
+    generator = FakeGenerator(FakeScript(prepare_s=0.0), prepare_gate=gate)
+    with run_studio(tmp_path, generator=generator) as studio:
+        try:
+            person = visit(studio).open()
+            sizes = person.page.locator("zi-model .zi-shapes li")
+            expect(sizes.first).to_have_attribute("data-state", "warm")
+            expect(sizes.nth(1)).to_have_attribute("data-state", "preparing")
+            expect(sizes.nth(2)).to_have_attribute("data-state", "cold")
+            expect(sizes.first).to_have_text("384×384 (prepared)")
+            expect(sizes.first).to_have_attribute("title", "Prompts of up to 64 tokens: prepared")
+            expect(person.page.locator("zi-model")).to_contain_text("1 of 5 prepared")
+            person.shot("shapes")
+        finally:
+            gate.set()
+        expect(person.page.locator("zi-model")).to_contain_text("5 of 5 prepared")
+        person.page.get_by_role("button", name="中文").click()
+        expect(sizes.nth(2)).to_have_text("512×512 (已准备)")
+        expect(person.page.locator("zi-model")).to_contain_text("已准备 5 / 5")
+
+
+def test_a_picture_of_a_size_that_nobody_had_prepared_says_so(
+    tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+) -> None:
+    gate = threading.Event()
+    with run_studio(tmp_path, generator=FakeGenerator(FakeScript(prepare_s=0.0), prepare_gate=gate)) as studio:
+        try:
+            person = visit(studio).open()
+            gate.set()
+            expect(person.page.locator("zi-model")).to_contain_text("5 of 5 prepared")
+            asked = {"prompt": "a cold boat", "size": "448x448"}
+            answer = studio.client.post("/v1/images/generations", json=asked)
+            assert answer.json()["shape_warm"] is False
+            expect(person.account).to_contain_text("size not prepared")
+            expect(person.page.locator("zi-model")).to_contain_text("6 of 6 prepared")
+            studio.client.post("/v1/images/generations", json={**asked, "prompt": "a warm boat"})
+            expect(person.account.locator(".zi-prompt-line")).to_have_text("a warm boat")
+            expect(person.account).not_to_contain_text("size not prepared")
+        finally:
+            gate.set()

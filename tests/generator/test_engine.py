@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.generator.fast.conftest import ReplayingRecorder
 from tests.generator.hooked import decoder_pass, text_encoder_pass, transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
+from zimage_ui.generator.fast.shapes import PictureShape
+from zimage_ui.generator.fast.step import EAGER
 from zimage_ui.request import GenerationRequest, SchedulerName
 from zimage_ui.stages import MonotonicClock, Stage
 
@@ -326,3 +329,78 @@ class TestOtherFailures:
         with pytest.raises(GenerationError, match="shapes cannot be multiplied"):
             make(engine, request())
         assert len(make(engine, request()).images) == 1
+
+
+class TestPreparedShapes:
+    """With a recorder that replays by running again, as CUDA graphs would."""
+
+    SHAPE = PictureShape(64, 64, 32)
+
+    @pytest.fixture
+    def engine(self, components: Components, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        monkeypatch.setattr("zimage_ui.generator.fast.denoiser._compiled", lambda: EAGER)
+        return Engine(components, 1 << 20, make_recorder=ReplayingRecorder)
+
+    def test_a_picture_says_whether_its_shape_was_prepared_and_is_the_same(self, engine, as_array):
+        cold = make(engine, request())
+        assert engine.prepare(64, 64, 32)
+        warm = make(engine, request())
+        assert (cold.shape_warm, warm.shape_warm) == (False, True)
+        difference = as_array(warm.images[0]).astype(int) - as_array(cold.images[0])
+        assert np.abs(difference).max() <= 1
+
+    def test_on_a_cpu_there_is_nothing_to_say(self, components):
+        engine = Engine(components, 1 << 20)
+        assert not engine.prepares
+        assert not engine.prepare(64, 64, 32)
+        assert make(engine, request()).shape_warm is None
+
+    def test_whoever_wants_to_hears_of_every_shape_that_was_made(self, engine):
+        made: list[PictureShape] = []
+        engine.on_made = made.append
+        make(engine, request(width=96, num_images_per_prompt=2))
+        make(engine, request(guidance_scale=3.0, negative_prompt="a blue dog " * 20))
+        assert made == [PictureShape(96, 64, 32, 2), PictureShape(64, 64, 96), PictureShape(64, 64, 32)]
+
+    def test_pieces_prepare_one_after_the_other_and_cost_nothing_again(self, engine):
+        for pieces in (engine.preparations(self.SHAPE), engine.preparations(self.SHAPE)):
+            for piece in pieces:
+                piece()
+        assert engine.is_prepared(self.SHAPE)
+        recorders = (engine._text_encoder._recorder, engine._transformer._recorder, engine._decoder._recorder)
+        assert [recorder.recorded for recorder in recorders] == [1, 1, 1]
+
+    def test_a_batch_is_a_shape_of_its_own(self, engine):
+        engine.prepare(64, 64, 32)
+        batch = PictureShape(64, 64, 32, 2)
+        assert not engine.is_prepared(batch)
+        for piece in engine.preparations(batch):
+            piece()
+        assert engine.is_prepared(batch)
+        assert make(engine, request(num_images_per_prompt=2)).shape_warm
+
+    def test_out_of_memory_leaves_every_shape_cold(self, engine, fail_forward):
+        engine.prepare(64, 64, 32)
+        fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
+        make(engine, request(width=96))
+        assert not engine.is_prepared(self.SHAPE)
+        assert not make(engine, request()).shape_warm
+
+    def test_pictures_decoded_in_tiles_need_no_decoder_of_their_size(self, engine, fail_forward):
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "smallest"
+        assert engine.prepare(64, 64, 32)
+        assert not engine._decoder.is_prepared(8, 8)
+
+    def test_a_rehearsal_leaves_the_prompt_cache_and_the_listeners_alone(self, engine):
+        made: list[PictureShape] = []
+        engine.on_made = made.append
+        engine.rehearse(PictureShape(96, 64, 64, 2))
+        assert made == []
+        assert (engine.cache_stats().misses, engine.cache_stats().entries) == (0, 0)
+
+    def test_a_rehearsal_that_does_not_fit_is_our_error_and_no_smaller_plan(self, engine, fail_forward):
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        with pytest.raises(DeviceMemoryError):
+            engine.rehearse(self.SHAPE)
+        assert make(engine, request()).memory_plan == "resident"

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError, ModelNotFoundError
-from zimage_ui.generator.base import GenerationListener, GenerationResult, Generator, WarmupPhase, WarmupProgress
+from zimage_ui.generator.base import (
+    GenerationListener,
+    GenerationResult,
+    Generator,
+    ShapeState,
+    ShapeStatus,
+    WarmupPhase,
+    WarmupProgress,
+)
 from zimage_ui.generator.fake import FAKE_PROFILE, FakeGenerator, FakeScript
 from zimage_ui.request import GenerationRequest, Preview
 from zimage_ui.stages import Stage
@@ -185,3 +193,28 @@ def test_a_pause_ends_when_the_job_is_cancelled():
         cancel.set()
         with pytest.raises(JobCancelledError):
             job.result(10)
+
+
+class TestShapes:
+    def test_by_default_nothing_is_prepared(self):
+        generator = FakeGenerator()
+        generator.load(lambda progress: None)
+        generator.warmup(lambda progress: None)
+        assert generator.shapes() == ()
+        assert not generator.prepare_next(lambda shapes: None)
+        assert generator.generate(request()).shape_warm is None
+
+    def test_a_size_is_prepared_in_two_pieces_the_ones_asked_for_too(self):
+        generator = FakeGenerator(FakeScript(prepare_s=0.0))
+        generator.load(lambda progress: None)
+        generator.warmup(lambda progress: None)
+        assert [shape.state for shape in generator.shapes()] == [
+            ShapeState.WARM, *[ShapeState.COLD] * (len(FAKE_PROFILE.sizes) - 1),
+        ]  # fmt: skip
+        assert generator.generate(request()).shape_warm is False
+        heard: list[tuple[ShapeStatus, ...]] = []
+        pieces = 0
+        while generator.prepare_next(heard.append):
+            pieces += 1
+        assert pieces == len(heard) == 2 * len(FAKE_PROFILE.sizes)
+        assert generator.generate(request()).shape_warm is True

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zimage_ui.errors import NotReadyError
-from zimage_ui.generator.base import Generator, WarmupPhase, WarmupProgress
+from zimage_ui.generator.base import Generator, ShapeState, ShapeStatus, WarmupPhase, WarmupProgress
 from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest
 
@@ -36,6 +36,9 @@ def test_before_loading_it_says_so():
         generator.generate(GenerationRequest(prompt="a cat", seed=1))
     with pytest.raises(NotReadyError):
         generator.warmup(lambda report: None)
+    with pytest.raises(NotReadyError):
+        generator.prepare_next(lambda statuses: None)
+    assert generator.shapes() == ()
     generator.close()
 
 
@@ -60,3 +63,32 @@ def test_from_a_folder_to_a_picture(tiny_folder: Path, recorder: Any) -> None:
     assert generator.info is None
     with pytest.raises(NotReadyError):
         generator.generate(request)
+
+
+@pytest.mark.model
+def test_shapes_are_prepared_piece_by_piece_and_those_asked_for_come_first(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.generator.fast.conftest import ReplayingRecorder
+    from zimage_ui.generator.fast.step import EAGER
+
+    monkeypatch.setattr("zimage_ui.generator.fast.denoiser._compiled", lambda: EAGER)
+    monkeypatch.setattr("zimage_ui.generator.engine.recorders_for", lambda device: ReplayingRecorder)
+    generator = generator_for(tiny_folder)
+    sizes = generator.load(lambda report: None).profile.sizes
+    assert {each.state for each in generator.shapes()} == {ShapeState.COLD}
+    generator.warmup(lambda report: None)
+    assert {(each.width, each.height) for each in generator.shapes() if each.state is ShapeState.WARM} == {sizes[0]}
+    request = GenerationRequest(prompt="a cat", width=64, height=96, seed=3, num_inference_steps=1)
+    assert generator.generate(request).shape_warm is False
+    heard: list[tuple[ShapeStatus, ...]] = []
+    while not heard or heard[-1][-1].state is not ShapeState.WARM:
+        assert generator.prepare_next(heard.append)
+    assert [(each.width, each.height) for each in heard[0] if each.state is ShapeState.PREPARING] == [(64, 96)]
+    assert generator.generate(request).shape_warm is True
+    while generator.prepare_next(heard.append):
+        pass
+    assert {each.state for each in generator.shapes()} == {ShapeState.WARM}
+    assert generator.cache_stats().hits == 1
+    generator.close()
+    assert generator.shapes() == ()

@@ -145,3 +145,29 @@ def test_a_cancelled_job_is_not_kept_and_a_kept_one_not_cancelled():
     assert kept.keep()
     assert not kept.request_cancel()
     assert not kept.cancel.is_set()
+
+
+class TestStayingEmpty:
+    def test_it_is_so_while_nobody_waits(self):
+        queue = JobQueue(2)
+        assert queue.stays_empty()
+        assert queue.stays_empty(0.01)
+        queue.put(job("a1"))
+        assert not queue.stays_empty()
+        assert not queue.stays_empty(60)
+        queue.take()
+        assert queue.stays_empty()
+
+    @pytest.mark.parametrize("end", [lambda queue: queue.put(job("a1")), lambda queue: queue.close()])
+    def test_a_job_or_the_end_is_not_waited_out(self, end):
+        queue, answers = JobQueue(2), []
+        looking = threading.Thread(target=lambda: answers.append(queue.stays_empty(60)))
+        looking.start()
+        end(queue)
+        looking.join(10)
+        assert answers == [False]
+
+    def test_a_closed_queue_has_no_idle_time(self):
+        queue = JobQueue(2)
+        queue.close()
+        assert not queue.stays_empty()

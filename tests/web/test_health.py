@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zimage_ui.generator.base import ShapeState
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
 from zimage_ui.request import GenerationRequest
@@ -23,6 +24,7 @@ def test_a_process_lives_before_it_is_ready(tmp_path: Path, run_studio: StudioMa
         assert int(response.headers["retry-after"]) > 0
         assert response.json() == {
             "ready": False, "phase": "starting", "progress": 0, "detail": "", "error": "", "model": None,
+            "shapes": [],
         }  # fmt: skip
 
 
@@ -37,6 +39,23 @@ def test_a_warm_service_is_ready_and_says_what_is_loaded(shared: Studio) -> None
     assert model["profile"]["sizes"][0] == [384, 384]
     assert model["dtype_reason"]
     assert "source" not in model
+
+
+def test_it_says_of_each_shape_whether_it_is_warm(tmp_path: Path, run_studio: StudioMaker) -> None:
+    generator = FakeGenerator(FakeScript(prepare_s=0.0), prepare_gate=threading.Event())
+    assert generator.prepare_gate is not None
+    with run_studio(tmp_path, generator=generator) as studio:
+        try:
+            studio.wait_for(lambda: any(shape.state is ShapeState.PREPARING for shape in studio.board.shapes))
+            shapes = studio.client.get("/readyz").json()["shapes"]
+            assert shapes[0] == {
+                "width": 384, "height": 384, "prompt_tokens": 64, "num_images": 1, "state": "warm",
+            }  # fmt: skip
+            assert [shape["state"] for shape in shapes[1:3]] == ["preparing", "cold"]
+        finally:
+            generator.prepare_gate.set()
+        studio.wait_for(lambda: {shape.state for shape in studio.board.shapes} == {ShapeState.WARM})
+        assert {shape["state"] for shape in studio.client.get("/readyz").json()["shapes"]} == {"warm"}
 
 
 def test_a_service_that_cannot_load_says_why_and_lives(tmp_path: Path, run_studio: StudioMaker) -> None:

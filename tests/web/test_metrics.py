@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from zimage_ui.generator.base import ShapeState
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.request import GenerationRequest
 from zimage_ui.stages import Stage
@@ -98,6 +99,16 @@ def test_readiness_and_the_time_of_the_warm_up(tmp_path: Path, run_studio: Studi
     assert warm["zimage_ready", ()] == 1
     assert warm["zimage_warmup_progress_ratio", ()] == 1
     assert 0 < warm["zimage_warmup_seconds", ()] < 30
+
+
+def test_shapes_are_counted_by_how_they_stand_where_there_are_any(
+    tmp_path: Path, run_studio: StudioMaker, shared: Studio
+) -> None:
+    with run_studio(tmp_path, generator=FakeGenerator(FakeScript(prepare_s=0.0))) as studio:
+        studio.wait_for(lambda: {shape.state for shape in studio.board.shapes} == {ShapeState.WARM})
+        metrics = read(studio)
+    assert [metrics["zimage_shapes", (state.value,)] for state in ShapeState] == [0, 0, 5]
+    assert not [name for name, _ in read(shared) if name == "zimage_shapes"]
 
 
 def wait_for_a_snapshot(studio: Studio) -> None:

@@ -89,6 +89,7 @@ def test_a_job_that_is_done() -> None:
             truncated_tokens=0,
             preview_ms=0.5,
             memory_plan="smallest",
+            shape_warm=False,
         ),
         PictureSaved(job_id="j", picture=picture),
         JobFinished(job_id="j", at_s=10.5, timings=timings),
@@ -100,7 +101,7 @@ def test_a_job_that_is_done() -> None:
     assert view["elapsed_ms"] == 500
     assert view["timings_ms"] == timings.as_dict()
     assert (view["step"], view["num_steps"], view["nfe"], view["embedding_cache_hit"]) == (8, 8, 8, True)
-    assert view["memory_plan"] == "smallest"
+    assert (view["memory_plan"], view["shape_warm"]) == ("smallest", False)
     assert view["untrained"] is False
     assert view["pictures"] == [
         {
@@ -131,7 +132,7 @@ def test_a_service_without_a_model_yet() -> None:
 
     assert views.readiness_view(progress, None, None) == {
         "ready": False, "phase": "downloading", "progress": 0.1235, "detail": "3 of 7 files", "error": "",
-        "model": None,
+        "model": None, "shapes": [],
     }  # fmt: skip
 
 

@@ -47,6 +47,35 @@ class WarmupProgress:
 ProgressListener = Callable[[WarmupProgress], None]
 
 
+class ShapeState(StrEnum):
+    """Whether pictures of a shape are made at full speed."""
+
+    COLD = "cold"
+    PREPARING = "preparing"
+    WARM = "warm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeStatus:
+    """A shape of pictures that is prepared, or is to be.
+
+    Attributes:
+        width, height: of the pictures, in pixels.
+        prompt_tokens: the longest prompts that belong to it.
+        num_images: made at once.
+        state: where it stands; pictures of a cold shape are made, too, only slower.
+    """
+
+    width: int
+    height: int
+    prompt_tokens: int
+    num_images: int
+    state: ShapeState
+
+
+ShapesListener = Callable[[tuple[ShapeStatus, ...]], None]
+
+
 class GenerationListener:
     """Hears what a generator does; this base hears nothing (the null object)."""
 
@@ -172,6 +201,7 @@ class GenerationResult:
         preview_ms: what all previews of this job cost together (part of sample).
         memory: None where the device keeps no such count.
         memory_plan: the plan that really made it (a smaller one after running out of memory).
+        shape_warm: whether its shape had been prepared; None on a device that prepares nothing.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -183,12 +213,14 @@ class GenerationResult:
     preview_ms: float
     memory: DeviceMemory | None = None
     memory_plan: str = ""
+    shape_warm: bool | None = None
 
 
 class Generator(Protocol):
     """Makes pictures.
 
-    One thread calls `load`, `warmup` and `generate`; `info` and `cache_stats` may be read from any.
+    One thread calls `load`, `warmup`, `prepare_next` and `generate`; `info`, `shapes` and `cache_stats` may be read
+    from any.
     """
 
     @property
@@ -204,10 +236,26 @@ class Generator(Protocol):
         """
 
     def warmup(self, progress: ProgressListener) -> None:
-        """Make the first request as fast as the tenth (phase WARMING, 0..1 of the warm-up).
+        """Make the first request of the default size as fast as the tenth (phase WARMING, 0..1 of the warm-up).
 
         Raises:
             GenerationError: the full pass failed.
+        """
+
+    def shapes(self) -> tuple[ShapeStatus, ...]:
+        """What is prepared and what is to be, the default first; empty on a device that prepares nothing."""
+
+    def prepare_next(self, changed: ShapesListener) -> bool:
+        """Do one short piece of what makes pictures of a further shape faster; for whoever has nothing else to do.
+
+        Args:
+            changed: hears how all shapes stand whenever one of them changes.
+
+        Returns:
+            Whether something was done; when False, nothing is left to do before the next `generate`.
+
+        Raises:
+            DeviceLostError: the device answers no more.
         """
 
     def generate(

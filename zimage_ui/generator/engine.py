@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,7 +12,7 @@ import torch
 
 from zimage_ui.errors import DeviceMemoryError, JobCancelledError
 from zimage_ui.generator import memory
-from zimage_ui.generator.base import CacheStats, GenerationListener, GenerationResult
+from zimage_ui.generator.base import SILENT, CacheStats, GenerationListener, GenerationResult
 from zimage_ui.generator.clock import stage_clock
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.decoding import decode, latent_scale
@@ -19,7 +20,8 @@ from zimage_ui.generator.embedding_cache import EmbeddingCache
 from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
 from zimage_ui.generator.failures import translated
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
-from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.graphs import Recorder, recorders_for
+from zimage_ui.generator.fast.shapes import DenoiserShape, PictureShape
 from zimage_ui.generator.fast.text_encoder import FastTextEncoder
 from zimage_ui.generator.fast.vae import FastDecoder
 from zimage_ui.generator.preview import PreviewProjection, fit_projection
@@ -50,6 +52,14 @@ class _Prompts:
     prompt_tokens: int
     truncated_tokens: int
 
+    def shapes(self, request: GenerationRequest) -> list[PictureShape]:
+        """Those that `request` needs: with guidance one for each prompt, the positive one last."""
+        embeds = [each for each in (self.negative, self.positive) if each is not None]
+        return [
+            PictureShape(request.width, request.height, caption_length(each), request.num_images_per_prompt)
+            for each in embeds
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -78,21 +88,40 @@ class Engine:
     Attributes:
         components: as loaded, but for the text encoder's last layer, which nobody needs.
         projection: draws the previews; None until `fit_preview`, and then there are none.
+        on_made: hears of the shape, of each prompt, in which pictures were made.
     """
 
-    def __init__(self, components: Components, embedding_cache_bytes: int) -> None:
+    def __init__(
+        self,
+        components: Components,
+        embedding_cache_bytes: int,
+        make_recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        """Lay out the components for speed.
+
+        Args:
+            components: whose text encoder loses its last layer.
+            embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
+            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+        """
+        make_recorder = make_recorder or recorders_for(components.device)
         components.text_encoder = without_last_layer(components.text_encoder)
         self.components = components
         self.projection: PreviewProjection | None = None
+        self.on_made: Callable[[PictureShape], None] = lambda shape: None
+        self.prepares = make_recorder is not None
         self._cache = EmbeddingCache(embedding_cache_bytes)
-        self._text_encoder = FastTextEncoder(components.text_encoder, components.device)
+        self._text_encoder = FastTextEncoder(components.text_encoder, components.device, make_recorder)
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
         self._transformer = translated(
-            lambda: FastTransformer(components.transformer, components.device, components.dtype), components.device
+            lambda: FastTransformer(components.transformer, components.device, components.dtype, make_recorder),
+            components.device,
         )
-        self._decoder = translated(lambda: FastDecoder(components.vae, components.device), components.device)
+        self._decoder = translated(
+            lambda: FastDecoder(components.vae, components.device, make_recorder), components.device
+        )
         translated(lambda: self._settle(components.memory_plan), components.device)
 
     def fit_preview(self) -> None:
@@ -123,15 +152,64 @@ class Engine:
         Returns:
             Whether that size is prepared; a CPU prepares nothing.
         """
+        shape = PictureShape(width, height, caption_tokens)
+        for piece in self.preparations(shape):
+            piece()
+        return self.is_prepared(shape)
+
+    def preparations(self, shape: PictureShape) -> tuple[Callable[[], object], ...]:
+        """What `prepare` does, in pieces that are to be called one after the other, and what was done costs nothing.
+
+        The first of all shapes is compiled for, which takes seconds; later ones are recorded, about 0.2 s a piece.
+        """
+        latents = self._latents_of(shape)
+        pieces = [
+            partial(self._text_encoder.prepare, shape.caption_tokens),
+            partial(self._transformer.prepare, latents),
+        ]
+        if not self._decodes_in_tiles(shape):
+            pieces.append(partial(self._decoder.prepare, latents.height, latents.width))
+        return tuple(partial(translated, piece, self.components.device) for piece in pieces)
+
+    def is_prepared(self, shape: PictureShape) -> bool:
+        """Whether pictures of `shape` are made by what was prepared for them; may be asked from any thread."""
+        latents = self._latents_of(shape)
+        decodes = self._decodes_in_tiles(shape) or self._decoder.is_prepared(latents.height, latents.width)
+        return decodes and self._transformer.is_prepared(latents)
+
+    def rehearse(self, shape: PictureShape) -> None:
+        """Make pictures of `shape` in one step without a prompt, and drop them; the prompt cache does not notice.
+
+        Raises:
+            DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
+        """
+        parts = self.components
+        request = GenerationRequest(
+            prompt="rehearsal",
+            width=shape.width,
+            height=shape.height,
+            num_inference_steps=1,
+            num_images_per_prompt=shape.num_images,
+            seed=0,
+        )
+        job = _Job(request, SILENT, threading.Event(), stage_clock(parts.device))
+
+        def make() -> None:
+            with torch.inference_mode():
+                features = parts.text_encoder.config.hidden_size
+                embeds = torch.zeros(shape.caption_tokens, features, device=parts.device, dtype=parts.dtype)
+                latents, _, _ = self._sample(job, _Prompts(embeds, None, True, shape.caption_tokens, 0))
+                tiled = self._decodes_in_tiles(shape)
+                decode(self._decoder, latents, request.seeds, tiled=tiled, cancel=job.cancel)
+
+        translated(make, parts.device)
+
+    def _latents_of(self, shape: PictureShape) -> DenoiserShape:
         scale = latent_scale(self.components.vae)
-        shape = DenoiserShape(height // scale, width // scale, caption_tokens)
+        return DenoiserShape(shape.height // scale, shape.width // scale, shape.caption_tokens, shape.num_images)
 
-        def prepare() -> bool:
-            self._text_encoder.prepare(caption_tokens)
-            decodes = self._decoder.prepare(shape.height, shape.width)
-            return self._transformer.prepare(shape) and decodes
-
-        return translated(prepare, self.components.device)
+    def _decodes_in_tiles(self, shape: PictureShape) -> bool:
+        return self._ladder.plan_for(shape.pixels).tiles_decode
 
     def cache_stats(self) -> CacheStats:
         """The prompt-embedding cache so far."""
@@ -185,11 +263,15 @@ class Engine:
         job.enter(Stage.ENCODE)
         self._settle(plan)
         prompts = self._encode(job.request)
+        shapes = prompts.shapes(job.request)
+        warm = all(self.is_prepared(shape) for shape in shapes) if self.prepares else None
         job.enter(Stage.SAMPLE)
         latents, nfe, preview_ms = self._sample(job, prompts)
         job.enter(Stage.DECODE)
         images = decode(self._decoder, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
         job.clock.stop()
+        for shape in shapes:
+            self.on_made(shape)
         return GenerationResult(
             images=images,
             stage_ms=job.clock.stage_ms(),
@@ -200,6 +282,7 @@ class Engine:
             preview_ms=preview_ms,
             memory=memory.counted(self.components.device),
             memory_plan=str(plan),
+            shape_warm=warm,
         )
 
     def _settle(self, plan: MemoryPlan) -> None:

@@ -20,6 +20,9 @@ from zimage_ui.generator.base import (
     GenerationResult,
     ModelInfo,
     ProgressListener,
+    ShapesListener,
+    ShapeState,
+    ShapeStatus,
     WarmupPhase,
     WarmupProgress,
 )
@@ -30,6 +33,7 @@ from zimage_ui.stages import MonotonicClock, Stage
 FAKE_PROFILE = MINI
 _CACHE_ENTRIES = 64
 _WARMUP_STEPS = 4
+_PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ class FakeScript:
     Attributes:
         load_s: how long loading takes (in four reported parts); `warmup_s` likewise.
         encode_s, step_s, decode_s: how long each takes in a generation.
+        prepare_s: how long preparing a size takes; None is a device that prepares nothing.
         fail_load: loading raises a `ModelNotFoundError`.
         fail_at: generation raises a `GenerationError` on entering this stage.
         out_of_memory_at: generation raises a `DeviceMemoryError` on entering this stage.
@@ -52,6 +57,7 @@ class FakeScript:
     encode_s: float = 0.0
     step_s: float = 0.0
     decode_s: float = 0.0
+    prepare_s: float | None = None
     fail_load: bool = False
     fail_at: Stage | None = None
     out_of_memory_at: Stage | None = None
@@ -68,17 +74,21 @@ class FakeGenerator:
         script: may be replaced between generations.
         entered: set when a generation has begun its first step (so that a test can cancel in the middle, on an event).
         gate: when given, each step waits for it to be set; a test holds a job exactly where it wants.
+        preparing: set when a piece of a preparation has begun; `prepare_gate`, when given, is waited for there.
     """
 
     script: FakeScript = field(default_factory=FakeScript)
     gate: threading.Event | None = None
     entered: threading.Event = field(default_factory=threading.Event)
+    prepare_gate: threading.Event | None = None
+    preparing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._info: ModelInfo | None = None
         self._failed = 0
         self._cache: OrderedDict[str, None] = OrderedDict()
         self._hits = self._misses = 0
+        self._shapes: dict[tuple[int, int], ShapeState] = {}
         self._idle = threading.Event()  # never set: its timed wait is a pause that a cancel event can replace
 
     @property
@@ -111,6 +121,34 @@ class FakeGenerator:
     def warmup(self, progress: ProgressListener) -> None:
         """Pretend to warm up, in four parts."""
         self._pretend(progress, WarmupPhase.WARMING, self.script.warmup_s, "fake pass")
+        if self.script.prepare_s is not None:
+            self._shapes = dict.fromkeys(FAKE_PROFILE.sizes, ShapeState.COLD)
+            self._shapes[FAKE_PROFILE.sizes[0]] = ShapeState.WARM
+
+    def shapes(self) -> tuple[ShapeStatus, ...]:
+        """The profile's sizes, then others that were asked for."""
+        return tuple(
+            ShapeStatus(width=width, height=height, prompt_tokens=_PROMPT_TOKENS, num_images=1, state=state)
+            for (width, height), state in tuple(self._shapes.items())
+        )
+
+    def prepare_next(self, changed: ShapesListener) -> bool:
+        """Pretend to prepare the next size, in two pieces."""
+        size = next((size for size, state in self._shapes.items() if state is not ShapeState.WARM), None)
+        if size is None or self.script.prepare_s is None:
+            return False
+        begins = self._shapes[size] is ShapeState.COLD
+        self._shapes[size] = ShapeState.PREPARING
+        if begins:
+            changed(self.shapes())
+        self.preparing.set()
+        if self.prepare_gate is not None:
+            self.prepare_gate.wait()
+        self._pause(self.script.prepare_s / 2, self._idle)
+        if not begins:
+            self._shapes[size] = ShapeState.WARM
+            changed(self.shapes())
+        return True
 
     def generate(
         self,
@@ -122,6 +160,7 @@ class FakeGenerator:
         cancel = cancel or self._idle
         clock, script = MonotonicClock(), self.script
         tokens = len(request.prompt.split())
+        warm = self._is_warm((request.width, request.height))
 
         self._enter(Stage.ENCODE, clock, listener)
         hit = self._look_up(request.prompt)
@@ -159,6 +198,7 @@ class FakeGenerator:
             truncated_tokens=max(0, tokens - script.max_prompt_tokens),
             preview_ms=0.0,
             memory_plan="none",
+            shape_warm=warm,
         )
 
     def cache_stats(self) -> CacheStats:
@@ -202,6 +242,12 @@ class FakeGenerator:
         if stage in errors and (self.script.failures is None or self._failed < self.script.failures):
             self._failed += 1
             raise errors[stage]
+
+    def _is_warm(self, size: tuple[int, int]) -> bool | None:
+        """Whether `size` is prepared; if not, it will be. None when nothing is."""
+        if self.script.prepare_s is None:
+            return None
+        return self._shapes.setdefault(size, ShapeState.COLD) is ShapeState.WARM
 
     def _look_up(self, prompt: str) -> bool:
         hit = prompt in self._cache

@@ -17,11 +17,26 @@ from zimage_ui.generator.base import (
     GenerationResult,
     ModelInfo,
     ProgressListener,
+    ShapesListener,
+    ShapeStatus,
 )
 from zimage_ui.request import GenerationRequest
 
 if TYPE_CHECKING:
     from zimage_ui.generator.engine import Engine
+    from zimage_ui.generator.preparation import Preparation
+
+
+def import_engine() -> None:
+    """Import what `ZImageGenerator.load` needs, which takes seconds; the compilers find their folder chosen by then."""
+    from zimage_ui.generator.compile_cache import keep_compiled
+    from zimage_ui.generator.placement import read_device
+
+    device = read_device()
+    if device.is_gpu:
+        keep_compiled(device.name)
+    import zimage_ui.generator.engine
+    import zimage_ui.generator.loading  # noqa: F401
 
 
 class ZImageGenerator:
@@ -37,6 +52,7 @@ class ZImageGenerator:
         self._model = model
         self._embedding_cache_bytes = embedding_cache_bytes
         self._engine: Engine | None = None
+        self._preparation: Preparation | None = None
         self._info: ModelInfo | None = None
 
     @property
@@ -51,16 +67,22 @@ class ZImageGenerator:
             ModelError: it cannot be found, fetched or read.
             DeviceMemoryError: it does not fit.
         """
+        import_engine()
+        from zimage_ui.generator.compile_cache import note_what_varies
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.loading import load_components
+        from zimage_ui.generator.preparation import Preparation
 
         components, info = load_components(self._model, progress=progress)
+        note_what_varies(info.fingerprint)
         self._engine = Engine(components, self._embedding_cache_bytes)
+        self._preparation = Preparation(self._engine, info.profile)
+        self._engine.on_made = self._preparation.made
         self._info = info
         return info
 
     def warmup(self, progress: ProgressListener) -> None:
-        """Fit the preview and make a picture at the default size, so that the first request is as fast as the tenth.
+        """Fit the preview, prepare the default size and make a picture of it: the first is as fast as the tenth then.
 
         Raises:
             NotReadyError: nothing is loaded.
@@ -70,6 +92,22 @@ class ZImageGenerator:
 
         engine, info = self._loaded()
         warm(engine, info.profile, progress)
+
+    def shapes(self) -> tuple[ShapeStatus, ...]:
+        """What is prepared and what is to be; empty before `load` has returned, and on a CPU."""
+        preparation = self._preparation
+        return preparation.statuses() if preparation else ()
+
+    def prepare_next(self, changed: ShapesListener) -> bool:
+        """Do one short piece of preparing a further shape.
+
+        Raises:
+            NotReadyError: nothing is loaded.
+            DeviceLostError: the device answers no more.
+        """
+        self._loaded()
+        assert self._preparation is not None, "it comes with the engine"
+        return self._preparation.next(changed)
 
     def generate(
         self,
@@ -87,6 +125,8 @@ class ZImageGenerator:
             GenerationError: anything else that went wrong while making it.
         """
         engine, _ = self._loaded()
+        assert self._preparation is not None, "it comes with the engine"
+        self._preparation.interrupt()
         return engine.generate(request, listener, cancel or threading.Event())
 
     def cache_stats(self) -> CacheStats:
@@ -96,7 +136,7 @@ class ZImageGenerator:
 
     def close(self) -> None:
         """Release the device; the generator cannot be used afterwards."""
-        engine, self._engine, self._info = self._engine, None, None
+        engine, self._engine, self._info, self._preparation = self._engine, None, None, None
         if engine is not None:
             device = engine.components.device
             del engine

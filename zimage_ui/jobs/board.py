@@ -20,7 +20,7 @@ from typing import Any
 
 from zimage_ui.errors import ZImageError
 from zimage_ui.events import Event, JobQueued
-from zimage_ui.generator.base import ModelInfo, WarmupPhase, WarmupProgress
+from zimage_ui.generator.base import ModelInfo, ShapeStatus, WarmupPhase, WarmupProgress
 from zimage_ui.jobs.records import JobPhase, JobRecord, changed, changes_of, first_record
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Changes:
 
     Attributes:
         jobs: in the order of their changes.
-        readiness: None when neither it nor the model changed.
+        readiness: None when neither it nor the model nor the shapes changed.
     """
 
     jobs: tuple[JobRecord, ...] = ()
@@ -80,6 +80,7 @@ class Board:
         self._subscriptions: dict[Subscription, None] = {}
         self._readiness = WarmupProgress(phase=WarmupPhase.STARTING, progress=0.0)
         self._model: ModelInfo | None = None
+        self._shapes: tuple[ShapeStatus, ...] = ()
         self._revision = 0
         self._lock = threading.Lock()
 
@@ -122,6 +123,15 @@ class Board:
             wakes = self._mark_readiness()
         self._tell(wakes)
 
+    def publish_shapes(self, shapes: tuple[ShapeStatus, ...]) -> None:
+        """Note how the shapes stand that are prepared or are to be."""
+        with self._lock:
+            if shapes == self._shapes:
+                return
+            self._shapes = shapes
+            wakes = self._mark_readiness()
+        self._tell(wakes)
+
     # What goes out
 
     @property
@@ -133,6 +143,11 @@ class Board:
     def model(self) -> ModelInfo | None:
         """What is loaded; None before."""
         return self._model
+
+    @property
+    def shapes(self) -> tuple[ShapeStatus, ...]:
+        """How the shapes stand that are prepared or are to be; empty where nothing is prepared."""
+        return self._shapes
 
     def get(self, job_id: str) -> JobRecord | None:
         """The job as it stands; None when it was never here or ended too long ago."""

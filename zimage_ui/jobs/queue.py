@@ -99,6 +99,11 @@ class JobQueue:
             self._leave(client)
             return job
 
+    def stays_empty(self, for_s: float = 0.0) -> bool:
+        """Whether no job waits and none comes within `for_s` seconds; False when the queue is closed."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._closed or self._length, for_s)
+
     def remove(self, job_id: str) -> bool:
         """Take one waiting job out; False when it does not wait here."""
         with self._changed:

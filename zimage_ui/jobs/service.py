@@ -17,7 +17,7 @@ from zimage_ui.generator.base import Generator, WarmupPhase, WarmupProgress
 from zimage_ui.jobs.board import Board
 from zimage_ui.jobs.queue import Job, JobQueue
 from zimage_ui.jobs.records import JobPhase, JobRecord
-from zimage_ui.jobs.worker import FatalHook, Worker
+from zimage_ui.jobs.worker import IDLE_AFTER_S, FatalHook, Worker
 from zimage_ui.request import GenerationRequest
 from zimage_ui.storage.saver import Saver
 
@@ -46,6 +46,7 @@ class JobService:
         keep: ended jobs that the board remembers.
         on_fatal: called once, on the worker's thread, when the model could not be loaded or the device is lost and so
             no picture will be made any more; the readiness says why by then and every waiting job has failed.
+        idle_after_s: how long no job must have come before the worker prepares shapes in the meantime.
 
     Attributes:
         board: the state of all jobs, of the warm-up and of the model.
@@ -59,11 +60,14 @@ class JobService:
         queue_size: int = 32,
         keep: int = 200,
         on_fatal: FatalHook | None = None,
+        idle_after_s: float = IDLE_AFTER_S,
     ) -> None:
         self.board = Board(keep)
         self._saver = saver
         self._queue = JobQueue(queue_size)
-        self._worker = Worker(generator, self._queue, self.board, saver, on_fatal=self._give_up)
+        self._worker = Worker(
+            generator, self._queue, self.board, saver, on_fatal=self._give_up, idle_after_s=idle_after_s
+        )
         self._on_fatal = on_fatal
         self._jobs: dict[str, Job] = {}  # those that have not ended
         self._refusal: NotReadyError | None = None

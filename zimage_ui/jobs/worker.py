@@ -1,4 +1,7 @@
-"""The one thread that owns the GPU: loads the model, warms it up, then takes jobs until the queue is closed."""
+"""The one thread that owns the GPU: loads the model, warms it up, then takes jobs until the queue is closed.
+
+While no job waits it prepares further shapes, a short piece at a time; a job that comes waits for one at the most.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 FatalHook = Callable[[ZImageError], None]
 
+# Whoever has just got a picture often asks for the next one at once: that long nothing is begun that it would wait for.
+IDLE_AFTER_S = 0.5
+
 
 class Worker:
     """Runs one generator on one thread of its own.
@@ -32,13 +38,21 @@ class Worker:
     """
 
     def __init__(
-        self, generator: Generator, queue: JobQueue, board: Board, saver: Saver, *, on_fatal: FatalHook
+        self,
+        generator: Generator,
+        queue: JobQueue,
+        board: Board,
+        saver: Saver,
+        *,
+        on_fatal: FatalHook,
+        idle_after_s: float = IDLE_AFTER_S,
     ) -> None:
         self._generator = generator
         self._queue = queue
         self._board = board
         self._saver = saver
         self._on_fatal = on_fatal
+        self._idle_after_s = idle_after_s
         self._stopping = threading.Event()
         # A daemon: a call into a driver that never returns must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -75,6 +89,7 @@ class Worker:
                 self._generator.warmup(readiness.part(LOADED_AT, WARMED_AT))
                 readiness.saving()
                 self._saver.self_check()
+                self._publish_shapes()
         except JobCancelledError:
             return None  # the service is stopping: the closed queue ends the worker
         except ZImageError as error:
@@ -84,12 +99,37 @@ class Worker:
 
     def _work(self) -> ZImageError | None:
         """Take jobs until the queue is closed; returns the error when the device is lost."""
-        while (job := self._queue.take()) is not None:
+        while True:
+            lost = self._use_idle_time()
+            if lost is not None:
+                return lost
+            job = self._queue.take()
+            if job is None:
+                return None
             self._board.publish_order(self._queue.order)
             error = self._make(job)
             if isinstance(error, DeviceLostError):
                 return error
+            self._publish_shapes()
+
+    def _use_idle_time(self) -> DeviceLostError | None:
+        """Prepare until a job waits, the queue is closed or nothing is left to do; the error if the device is lost."""
+        if not self._queue.stays_empty(self._idle_after_s):
+            return None
+        try:
+            with in_one_tree():
+                while self._queue.stays_empty() and self._generator.prepare_next(self._board.publish_shapes):
+                    pass
+        except DeviceLostError as error:
+            _without_frames(error)
+            return error
+        except ZImageError as error:  # only pictures to come are slower for it
+            logger.warning("nothing more is prepared for now: %s", error)
+        self._publish_shapes()
         return None
+
+    def _publish_shapes(self) -> None:
+        self._board.publish_shapes(self._generator.shapes())
 
     def _make(self, job: Job) -> ZImageError | None:
         """Make one job's pictures and hand them over for saving; returns why that failed."""
@@ -120,6 +160,7 @@ class Worker:
                 truncated_tokens=result.truncated_tokens,
                 preview_ms=result.preview_ms,
                 memory_plan=result.memory_plan,
+                shape_warm=result.shape_warm,
             )
         )
         self._board.publish(StageStarted(job_id=job.job_id, stage=Stage.SAVE, at_s=made_at_s))

@@ -16,7 +16,7 @@ from zimage_ui.web.services import Services
 def readiness(services: Services) -> dict[str, Any]:
     """The present readiness, as `/readyz` and `/api/warmup` give it."""
     board = services.jobs.board
-    return views.readiness_view(board.readiness, board.model, services.sampler.latest)
+    return views.readiness_view(board.readiness, board.model, services.sampler.latest, board.shapes)
 
 
 def health_router(services: Services) -> APIRouter:

@@ -240,6 +240,7 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
         "prompt_tokens": record.prompt_tokens,
         "truncated_tokens": record.truncated_tokens,
         "memory_plan": record.memory_plan,
+        "shape_warm": record.shape_warm,
         "model": model.name,
         "untrained": not model.trained,
     }

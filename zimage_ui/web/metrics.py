@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from zimage_ui import __version__
-from zimage_ui.generator.base import WarmupPhase
+from zimage_ui.generator.base import ShapeState, WarmupPhase
 from zimage_ui.jobs.board import Changes
 from zimage_ui.jobs.records import JobPhase, JobRecord
 from zimage_ui.telemetry.probe import GpuReading, Snapshot
@@ -111,6 +111,11 @@ class Metrics(Collector):
         view = readiness(self._services)
         yield _gauge("zimage_ready", "1 when a picture would be made at once.", float(view["ready"]))
         yield _gauge("zimage_warmup_progress_ratio", "How far the warm-up is.", view["progress"])
+        if shapes := self._services.jobs.board.shapes:
+            standing = GaugeMetricFamily("zimage_shapes", "Shapes of pictures, prepared or to be.", labels=["state"])
+            for state in ShapeState:
+                standing.add_metric([state.value], sum(shape.state is state for shape in shapes))
+            yield standing
         yield _gauge("zimage_telemetry_viewers", "Open pages.", self._viewers())
         if self._warmup_s is not None:
             yield _gauge("zimage_warmup_seconds", "From the start of the process until ready.", self._warmup_s)

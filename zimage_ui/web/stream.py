@@ -209,7 +209,8 @@ class TelemetryStreams:
 
     def _readiness_event(self) -> bytes:
         board, sampler = self._board, self._services.sampler
-        return encode_event(_READINESS, views.readiness_view(board.readiness, board.model, sampler.latest))
+        view = views.readiness_view(board.readiness, board.model, sampler.latest, board.shapes)
+        return encode_event(_READINESS, view)
 
     def _history_event(self, newest: Snapshot) -> bytes:
         """What was measured before `newest`; encoded once for all pages that come before the next look."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from zimage_ui.errors import ZImageError
 from zimage_ui.events import PictureRef
-from zimage_ui.generator.base import CacheStats, ModelInfo, WarmupPhase, WarmupProgress
+from zimage_ui.generator.base import CacheStats, ModelInfo, ShapeStatus, WarmupPhase, WarmupProgress
 from zimage_ui.jobs.records import JobRecord
 from zimage_ui.request import Preview
 from zimage_ui.storage.library import LibraryRow
@@ -34,8 +34,16 @@ GPU_NUMBERS = (
 HOST_NUMBERS = ("cpu_pct", "memory_used_bytes", "process_rss_bytes", "load_1m")
 
 
-def readiness_view(readiness: WarmupProgress, model: ModelInfo | None, snapshot: Snapshot | None) -> dict[str, Any]:
-    """Whether a picture asked for now would be made at once; not when its GPU has stopped answering."""
+def readiness_view(
+    readiness: WarmupProgress,
+    model: ModelInfo | None,
+    snapshot: Snapshot | None,
+    shapes: Sequence[ShapeStatus] = (),
+) -> dict[str, Any]:
+    """Whether a picture asked for now would be made at once, and which shapes at full speed.
+
+    Not when its GPU has stopped answering.
+    """
     ready, error = readiness.phase is WarmupPhase.READY, readiness.error
     on_gpu = model is not None and model.device.startswith("cuda")
     if ready and on_gpu and snapshot is not None and snapshot.gpu_lost:
@@ -47,6 +55,7 @@ def readiness_view(readiness: WarmupProgress, model: ModelInfo | None, snapshot:
         "detail": readiness.detail,
         "error": error,
         "model": None if model is None else model_view(model),
+        "shapes": [asdict(shape) for shape in shapes],
     }
 
 
@@ -118,6 +127,7 @@ def job_view(record: JobRecord, model: ModelInfo | None, preview_url: str | None
         "truncated_tokens": record.truncated_tokens,
         "preview_ms": record.preview_ms,
         "memory_plan": record.memory_plan,
+        "shape_warm": record.shape_warm,
         "pictures": [picture_view(picture) for picture in record.pictures],
         "timings_ms": None if record.timings is None else record.timings.as_dict(),
         "elapsed_ms": round((until_s - record.submitted_at_s) * 1e3, 1),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
-from zimage_ui.generator.fast.graphs import RecentlyUsed, RecordedFunction
+from zimage_ui.generator.fast.graphs import RecentlyUsed, RecordedFunction, SharedRecorder, recorders_for
 
 pytestmark = pytest.mark.model
 
@@ -70,3 +70,25 @@ class TestRecentlyUsed:
         kept.put("a", 1)
         kept.clear()
         assert len(kept) == 0
+
+
+def test_parts_that_share_a_recorder_get_its_successor_together():
+    made: list[ReplayingRecorder] = []
+
+    def make() -> ReplayingRecorder:
+        made.append(ReplayingRecorder())
+        return made[-1]
+
+    shared = SharedRecorder(make)
+    first, second = shared.renewed(), shared.renewed()
+    assert first is second is shared
+    first.record(lambda: torch.zeros(1))
+    second.record(lambda: torch.zeros(1))
+    assert [recorder.recorded for recorder in made] == [0, 0, 2]
+    first.renewed()
+    second.record(lambda: torch.zeros(1))
+    assert [recorder.recorded for recorder in made] == [0, 0, 2, 1]
+
+
+def test_a_cpu_records_nothing():
+    assert recorders_for(torch.device("cpu")) is None

@@ -35,7 +35,8 @@ StepPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # The same with the captions of one request.
 VelocityPass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Sizes x caption lengths x batches that are in use at a time. All graphs share their memory for activations.
+# Sizes x caption lengths x batches that are in use at a time: as many as `preparation` asks for at the most. All graphs
+# share their memory for activations.
 _KEPT_PASSES = 24
 _KEPT_ROTARIES = 32
 

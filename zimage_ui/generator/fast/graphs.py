@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -57,6 +58,32 @@ class CudaRecorder:
             answer = work()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return graph.replay, answer
+
+
+class SharedRecorder:
+    """One recorder for several parts of a model that work one after the other, so that they share its memory, too.
+
+    Whoever gives up what it recorded asks for a new one, and gets this object with another recorder inside: a pool that
+    a failed recording wrote to, or whose last graph is gone, takes no more. Graphs that are kept keep their pool.
+    """
+
+    def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder()
+
+    def renewed(self) -> SharedRecorder:
+        """Itself, with a pool that holds nothing."""
+        self._recorder = self._make_recorder()
+        return self
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """As the present recorder does it."""
+        return self._recorder.record(work)
+
+
+def recorders_for(device: torch.device) -> Callable[[], Recorder] | None:
+    """What makes recorders on `device`: CUDA graphs on a GPU; None elsewhere, where nothing is recorded."""
+    return SharedRecorder(partial(CudaRecorder, device)).renewed if device.type == "cuda" else None
 
 
 class RecordedFunction:

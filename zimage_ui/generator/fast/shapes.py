@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The model pads captions and images to a multiple of this, with learned tokens that are attended like any other.
 TOKEN_MULTIPLE = 32
@@ -15,6 +15,40 @@ PATCH = 2
 def padded(tokens: int) -> int:
     """`tokens` rounded up to what the model pads to."""
     return tokens + -tokens % TOKEN_MULTIPLE
+
+
+@dataclass(frozen=True, slots=True)
+class PictureShape:
+    """What the speed of a request depends on, as people ask for it.
+
+    Attributes:
+        width, height: in pixels.
+        caption_tokens: of the prompt, padded to a multiple of 32.
+        num_images: made at once.
+    """
+
+    width: int
+    height: int
+    caption_tokens: int
+    num_images: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of all its pictures."""
+        return self.width * self.height * self.num_images
+
+    @property
+    def promptless(self) -> PictureShape:
+        """The same whatever the prompt."""
+        return replace(self, caption_tokens=0)
+
+    def is_sized_like(self, other: PictureShape) -> bool:
+        """Whether single pictures are as wide and as high."""
+        return (self.width, self.height) == (other.width, other.height)
+
+    def __str__(self) -> str:
+        pictures = "" if self.num_images == 1 else f"{self.num_images} of "
+        return f"{pictures}{self.width} x {self.height} with prompts of up to {self.caption_tokens} tokens"
 
 
 @dataclass(frozen=True, slots=True)

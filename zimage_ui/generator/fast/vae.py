@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Sizes of picture that are in use at a time. All graphs share the memory of the largest.
-_KEPT_SIZES = 8
+# Sizes of picture that are in use at a time: more than `preparation` asks for. All graphs share memory.
+_KEPT_SIZES = 16
 
 
 class FastDecoder:

@@ -41,6 +41,7 @@ function chips(facts, pictures) {
     hasShrunk(facts) && warning(t("fact.plan", { plan: facts.memory_plan }), t("fact.plan.how")),
     seedChip(pictures),
     chip(`${picture.width} × ${picture.height}`, t("fact.size.how", { ratio: aspect(picture.width, picture.height) })),
+    facts.shape_warm === false && chip(t("fact.cold"), t("fact.cold.how")),
     facts.nfe > 0 && chip(t("fact.nfe", { n: count(facts.nfe) }), t("fact.nfe.how")),
     cacheChip(facts.embedding_cache_hit),
     facts.preview_ms > 0 && chip(t("fact.previews", { time: ms(facts.preview_ms) }), t("fact.previews.how")),

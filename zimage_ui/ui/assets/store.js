@@ -1,7 +1,7 @@
-// What the page knows, and its one stream. Elements subscribe to topics: connection, readiness, history, telemetry, jobs,
-// pictures, selection. All truth is the server's; after a reload or a sleep the stream tells it again.
+// What the page knows, and its one stream. Elements subscribe to topics: connection, readiness, shapes, history,
+// telemetry, jobs, pictures, selection. All truth is the server's; after a reload or a sleep the stream tells it again.
 
-const TOPICS = ["connection", "readiness", "history", "telemetry", "jobs", "pictures", "selection"];
+const TOPICS = ["connection", "readiness", "shapes", "history", "telemetry", "jobs", "pictures", "selection"];
 const STRIP_PICTURES = 30;
 const KEPT_JOBS = 80;
 const KEPT_PICTURES = 300;
@@ -14,6 +14,7 @@ const subscribers = Object.fromEntries(TOPICS.map((topic) => [topic, new Set()])
 export const state = {
   connection: "connecting", // or "open", "lost"
   readiness: null,
+  shapes: [], // which sizes are prepared
   history: null, // what was measured before this connection
   telemetry: null,
   telemetryHeardAt: -Infinity, // performance.now()
@@ -138,9 +139,12 @@ function setConnection(next) {
   publish("connection");
 }
 
-function receiveReadiness(readiness) {
-  state.readiness = readiness;
-  publish("readiness");
+/** Shapes go on changing for a while after all else is as it stays; most elements need not hear of it. */
+function receiveReadiness({ shapes, ...readiness }) {
+  const known = JSON.stringify(state.readiness) === JSON.stringify(readiness);
+  state.shapes = shapes;
+  if (!known) state.readiness = readiness;
+  publish(known ? "shapes" : "readiness");
 }
 
 function receiveHistory(history) {

@@ -1,0 +1,164 @@
+"""What is prepared ahead of the requests for it, and in what order: a piece at a time, whenever nobody waits.
+
+Nothing is kept here that the engine knows better: a shape is warm when the engine says so. So shapes that were dropped
+because memory ran out are cold again and get their turn again, without anybody telling.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from zimage_ui.errors import DeviceLostError, ZImageError
+from zimage_ui.generator.base import ModelProfile, ShapesListener, ShapeState, ShapeStatus
+from zimage_ui.generator.fast.shapes import PictureShape
+
+_log = logging.getLogger(__name__)
+
+# Prompts of up to 64 tokens, the chat template's own 8 included: about 40 English words.
+CAPTION_TOKENS = (32, 64)
+# Shapes that people asked for and no profile has, those that were used last. With the profiles' own they are fewer than
+# the engine's parts keep at a time: what was prepared for one never has to go for another.
+_KEPT_SEEN = 8
+
+Piece = Callable[[], object]
+
+
+class Preparable(Protocol):
+    """What a `Preparation` needs of an engine."""
+
+    @property
+    def prepares(self) -> bool:
+        """Whether anything can be prepared on this device."""
+
+    def is_prepared(self, shape: PictureShape) -> bool:
+        """Whether pictures of `shape` are made at full speed."""
+
+    def preparations(self, shape: PictureShape) -> tuple[Piece, ...]:
+        """What prepares `shape`, in pieces that cost nothing when they are done; whether it worked, it tells itself."""
+
+    def rehearse(self, shape: PictureShape) -> None:
+        """Go through what a picture of `shape` needs besides, so that no picture is the first to."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """The shape that is being prepared, and the pieces that are left."""
+
+    shape: PictureShape
+    pieces: deque[Piece]
+
+
+class Preparation:
+    """The shapes that are worth preparing: those of the profile, and those that people ask for.
+
+    For the one thread that owns the device; `statuses` may be called from any.
+    """
+
+    def __init__(self, engine: Preparable, profile: ModelProfile) -> None:
+        self._engine = engine
+        self._presets = tuple(
+            PictureShape(width, height, tokens) for width, height in profile.sizes for tokens in CAPTION_TOKENS
+        )
+        self._seen: tuple[PictureShape, ...] = ()  # the last first
+        self._rehearsed: frozenset[PictureShape] = frozenset()  # without prompts: they make no difference
+        self._refused: frozenset[PictureShape] = frozenset()
+        self._under_way: _UnderWay | None = None
+
+    def statuses(self) -> tuple[ShapeStatus, ...]:
+        """How all shapes stand: the profile's in its order, then those that were asked for, the last first."""
+        return tuple(self._status(shape) for shape in self._known()) if self._engine.prepares else ()
+
+    def made(self, shape: PictureShape) -> None:
+        """Note that pictures of `shape` were just made: it comes first now, and needs no rehearsal."""
+        self._under_way = None
+        self._rehearsed |= {shape.promptless}
+        others = [seen for seen in self._seen if seen != shape]
+        self._seen = (shape, *others)[:_KEPT_SEEN]
+        known = self._known()
+        self._refused &= frozenset(known)
+        self._rehearsed &= {kept.promptless for kept in known}
+
+    def interrupt(self) -> None:
+        """A request goes first: afterwards, what to do is decided anew."""
+        self._under_way = None
+
+    def next(self, changed: ShapesListener) -> bool:
+        """Do one piece; False when nothing is left to do.
+
+        A shape that cannot be prepared is logged and left alone; it stays cold.
+
+        Args:
+            changed: hears of all shapes when one begins and when one is done.
+
+        Raises:
+            DeviceLostError: the device answers no more.
+        """
+        if self._under_way is None:
+            shape = self._next_shape()
+            if shape is None:
+                return False
+            self._under_way = _UnderWay(shape, deque(self._pieces(shape)))
+            changed(self.statuses())
+        shape, pieces = self._under_way.shape, self._under_way.pieces
+        _attempt(pieces.popleft(), shape)
+        if not pieces:
+            self._under_way = None
+            self._settle(shape)
+            changed(self.statuses())
+        return True
+
+    def _settle(self, shape: PictureShape) -> None:
+        """All pieces of `shape` were tried: what did not work then is not tried again and again."""
+        self._rehearsed |= {shape.promptless}
+        if not self._engine.is_prepared(shape):
+            _log.warning("%s could not be prepared: it is drawn without", shape)
+            self._refused |= {shape}
+
+    def _next_shape(self) -> PictureShape | None:
+        """The shape that is worth most: the one in use, then others of its size, then in the order of the profile."""
+        if not self._engine.prepares:
+            return None
+        last = self._seen[0] if self._seen else self._presets[0]
+        wanted = [shape for shape in self._known(self._seen, self._presets) if self._is_wanted(shape)]
+        return min(wanted, key=lambda shape: (shape != last, not shape.is_sized_like(last)), default=None)
+
+    def _is_wanted(self, shape: PictureShape) -> bool:
+        done = shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
+        return not done and shape not in self._refused
+
+    def _pieces(self, shape: PictureShape) -> tuple[Piece, ...]:
+        pieces = self._engine.preparations(shape)
+        if shape.promptless in self._rehearsed:
+            return pieces
+        return (*pieces, lambda: self._engine.rehearse(shape))
+
+    def _known(self, *groups: Iterable[PictureShape]) -> tuple[PictureShape, ...]:
+        """Every shape once, in the order of `groups`: the profile's and then the seen ones, unless said otherwise."""
+        return tuple(dict.fromkeys(shape for group in groups or (self._presets, self._seen) for shape in group))
+
+    def _status(self, shape: PictureShape) -> ShapeStatus:
+        under_way = self._under_way
+        if under_way is not None and under_way.shape == shape:
+            state = ShapeState.PREPARING
+        else:
+            state = ShapeState.WARM if self._engine.is_prepared(shape) else ShapeState.COLD
+        return ShapeStatus(
+            width=shape.width,
+            height=shape.height,
+            prompt_tokens=shape.caption_tokens,
+            num_images=shape.num_images,
+            state=state,
+        )
+
+
+def _attempt(piece: Piece, shape: PictureShape) -> None:
+    try:
+        piece()
+    except DeviceLostError:
+        raise
+    except ZImageError as error:
+        _log.warning("while %s was prepared: %s", shape, error)
