@@ -240,9 +240,9 @@ class TestOutOfMemory:
         fail_forward(part(engine, stage), torch.OutOfMemoryError(FULL))
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             result = make(engine, request())
-        assert result.memory_plan == "smallest"
+        assert result.memory_plan == "tiled"
         assert result.images[0].pixels == expected
-        assert "smallest" in caplog.text
+        assert "tiled" in caplog.text
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_twice_is_a_clear_error_and_the_next_request_works(self, engine, fail_forward, stage):
@@ -250,32 +250,32 @@ class TestOutOfMemory:
         with pytest.raises(DeviceMemoryError) as caught:
             make(engine, request(num_images_per_prompt=2, width=96))
         assert "2 pictures of 96 x 64" in caught.value.message
-        assert "smallest" in caught.value.message
+        assert "tiled" in caught.value.message
         assert "smaller size" in caught.value.hint
-        assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "smallest"
+        assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "tiled"
 
     def test_smaller_requests_keep_the_fast_plan(self, engine, fail_forward):
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request(width=128)).memory_plan == "smallest"
-        assert make(engine, request(width=128)).memory_plan == "smallest"  # it would only fail first
+        assert make(engine, request(width=128)).memory_plan == "tiled"
+        assert make(engine, request(width=128)).memory_plan == "tiled"  # it would only fail first
         assert make(engine, request(width=64)).memory_plan == "resident"
 
     def test_the_fast_plan_comes_back_after_some_good_pictures(self, engine, fail_forward):
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         plans = [make(engine, request(num_inference_steps=1)).memory_plan for _ in range(9)]
-        assert plans == ["smallest"] * 8 + ["resident"]
+        assert plans == ["tiled"] * 8 + ["resident"]
 
     def test_what_cannot_be_decoded_is_decoded_in_tiles_at_once(self, engine, fail_forward):
         engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
         fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request()).memory_plan == "smallest"
+        assert make(engine, request()).memory_plan == "tiled"
 
     def test_offloading_comes_before_tiles_where_it_helps(self, components, fail_forward):
         components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
         engine = Engine(components, 1 << 20)
         assert make(engine, request()).memory_plan == "text_encoder_offloaded"
         fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request()).memory_plan == "smallest"
+        assert make(engine, request()).memory_plan == "tiled"
 
     def test_the_time_of_the_failed_attempt_stays_in_its_stages(self, engine, fail_forward, monkeypatch):
         clocks: list[MonotonicClock] = []

@@ -14,7 +14,7 @@ from zimage_ui.generator import memory
 from zimage_ui.generator.base import CacheStats, GenerationListener, GenerationResult
 from zimage_ui.generator.clock import stage_clock
 from zimage_ui.generator.components import Components, MemoryPlan
-from zimage_ui.generator.decoding import decode, latent_scale
+from zimage_ui.generator.decoding import TILE, decode, latent_scale
 from zimage_ui.generator.embedding_cache import EmbeddingCache
 from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
 from zimage_ui.generator.failures import translated
@@ -55,7 +55,7 @@ class _Prompts:
 class _Job:
     """One request on its way, with those who watch it.
 
-    Its clock runs through both attempts of a job that ran out of memory: the stage that failed pays for the failure.
+    Its clock runs through all attempts of a job that ran out of memory: the stage that failed pays for the failure.
     """
 
     request: GenerationRequest
@@ -89,8 +89,12 @@ class Engine:
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
+        streamed_layers = components.streamed_in(components.memory_plan)
         self._transformer = translated(
-            lambda: FastTransformer(components.transformer, components.device, components.dtype), components.device
+            lambda: FastTransformer(
+                components.transformer, components.device, components.dtype, streamed_layers=streamed_layers
+            ),
+            components.device,
         )
         self._decoder = translated(lambda: FastDecoder(components.vae, components.device), components.device)
         translated(lambda: self._settle(components.memory_plan), components.device)
@@ -124,11 +128,13 @@ class Engine:
             Whether that size is prepared; a CPU prepares nothing.
         """
         scale = latent_scale(self.components.vae)
-        shape = DenoiserShape(height // scale, width // scale, caption_tokens)
+        height, width = height // scale, width // scale
+        shape = DenoiserShape(height, width, caption_tokens)
 
         def prepare() -> bool:
             self._text_encoder.prepare(caption_tokens)
-            decodes = self._decoder.prepare(shape.height, shape.width)
+            tiled = self.components.memory_plan.tiles_decode
+            decodes = self._decoder.prepare(*(min(side, TILE) if tiled else side for side in (height, width)))
             return self._transformer.prepare(shape) and decodes
 
         return translated(prepare, self.components.device)
@@ -144,7 +150,7 @@ class Engine:
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event
     ) -> GenerationResult:
-        """Make the pictures of `request`; once again with a smaller memory plan if memory runs out.
+        """Make the pictures of `request`; with smaller and smaller memory plans if memory runs out.
 
         Raises:
             JobCancelledError, DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
@@ -154,7 +160,7 @@ class Engine:
         plan = self._ladder.plan_for(pixels)
         memory.start_counting(device)
         job = _Job(request, listener, cancel, stage_clock(device))
-        for attempt in (1, 2):
+        while True:
             try:
                 result = translated(partial(self._make, job, plan), device)
             except DeviceMemoryError as error:
@@ -166,9 +172,9 @@ class Engine:
                 part.release()
             memory.release_memory(device)
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
-            if smaller is None or attempt == 2:
+            if smaller is None:
                 break
-            _log.warning("%s Trying once more with the memory plan %s.", reason, smaller)
+            _log.warning("%s Trying again with the memory plan %s.", reason, smaller)
             plan = smaller
         raise _out_of_memory(request, plan, reason)
 
@@ -206,6 +212,7 @@ class Engine:
         if not plan.keeps_text_encoder:
             self._text_encoder.release()  # nothing may hold on to weights that move
         self._residence.settle(resident=plan.keeps_text_encoder)
+        self._transformer.stream(self.components.streamed_in(plan))
         self.components.memory_plan = plan
 
     def _encode(self, request: GenerationRequest) -> _Prompts:
