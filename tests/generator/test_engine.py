@@ -3,6 +3,9 @@
 import logging
 import threading
 import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.generator.fast.conftest import random_transformer
+from tests.generator.fast.two_streams import ThreadedTransfer
 from tests.generator.hooked import decoder_pass, text_encoder_pass, transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
+from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.request import GenerationRequest, SchedulerName
 from zimage_ui.stages import MonotonicClock, Stage
 
@@ -312,6 +318,62 @@ class TestOutOfMemory:
         assert len(seen) == 2
         assert [latents() for latents in seen] == [None, None]
         assert kept.__context__ is None
+
+
+class TestStreamed:
+    """Layers of the transformer on the host, with a thread for a bus."""
+
+    @pytest.fixture
+    def engine(self, components, monkeypatch) -> Iterator[Engine]:
+        components = replace(components, transformer=random_transformer(n_layers=6, cap_feat_dim=32).bfloat16())
+        components.dtype, components.memory_plan, components.streamed_layers = torch.bfloat16, MemoryPlan.STREAMED, 4
+        layers = len(components.transformer.layers)
+        with ThreadedTransfer() as transfer:
+            monkeypatch.setattr(
+                "zimage_ui.generator.engine.FastTransformer", partial(FastTransformer, transfer=transfer)
+            )
+            monkeypatch.setattr(  # as on a GPU
+                Components, "streamed_in", lambda parts, plan: plan.streamed_layers(layers, parts.streamed_layers)
+            )
+            engine = Engine(components, 1 << 20)
+            engine._ladder._rungs = [MemoryPlan.STREAMED, MemoryPlan.SMALLEST]
+            yield engine
+
+    def streamed(self, engine: Engine) -> int:
+        return engine._transformer.network.layers.streamed
+
+    def test_begins_with_as_many_as_planned_and_draws_the_same(self, engine):
+        assert self.streamed(engine) == 4
+        result = make(engine, request())
+        assert result.memory_plan == "streamed"
+        engine._ladder._rungs = [MemoryPlan.TEXT_ENCODER_OFFLOADED]
+        assert make(engine, request()).images[0].pixels == result.images[0].pixels
+        assert self.streamed(engine) == 0
+
+    def test_running_out_of_memory_streams_them_all_and_patience_brings_them_back(self, engine, fail_forward):
+        expected = make(engine, request(num_inference_steps=1)).images[0].pixels
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        results = [(make(engine, request(num_inference_steps=1)), self.streamed(engine)) for _ in range(9)]
+        assert [(result.memory_plan, streamed) for result, streamed in results] == [
+            *[("smallest", 6)] * 8,
+            ("streamed", 4),
+        ]
+        assert {bytes(result.images[0].pixels) for result, _ in results} == {bytes(expected)}
+
+
+class TestLadder:
+    def test_goes_down_as_far_as_it_takes(self, engine, fail_forward):
+        engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL), times=3)
+        assert make(engine, request()).memory_plan == "smallest"
+
+    def test_tiles_are_prepared_where_pictures_are_decoded_in_tiles(self, engine, monkeypatch):
+        prepared = []
+        monkeypatch.setattr(engine._decoder, "prepare", lambda *size: bool(prepared.append(size)))
+        for plan in (MemoryPlan.RESIDENT, MemoryPlan.SMALLEST):
+            engine.components.memory_plan = plan
+            engine.prepare(1536, 256, 32)
+        assert prepared == [(32, 192), (32, 64)]
 
 
 class TestOtherFailures:

@@ -268,8 +268,8 @@ def _reason(plan: MemoryPlan, streamed: int, need: MemoryNeed) -> str:
     moved_bytes = streamed * need.layer_bytes
     reason = (
         f"neither {encoder} nor {streamed} of the transformer's {need.layers} layers ({data_size(moved_bytes)}) fit "
-        f"beside the rest; copying the layers takes {moved_bytes / _BUS_BYTES_A_S:.2f} s a step at "
-        f"{_BUS_BYTES_A_S / 1e9:.0f} GB/s, unless computing takes longer"
+        "beside the rest and both stay in host memory; copying the layers takes "
+        f"{moved_bytes / _BUS_BYTES_A_S:.2f} s a step at {_BUS_BYTES_A_S / 1e9:.0f} GB/s, unless computing takes longer"
     )
     if plan is MemoryPlan.STREAMED:
         return reason
