@@ -133,7 +133,7 @@ def test_what_belongs_on_the_host_never_sees_the_device(folder: Path, monkeypatc
     part = open_model_folder(folder).vae
     module = empty_vae(part)
     on_host = {"decoder.conv_in.weight", "decoder.conv_out.weight"}
-    read: list[tuple[set[str], "torch.device"]] = []
+    read: list[tuple[set[str], torch.device]] = []
 
     def watched(files: Any, wanted: Any, device: "torch.device") -> Any:
         read.append((set(wanted), device))
