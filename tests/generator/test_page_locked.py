@@ -11,34 +11,6 @@ from zimage_ui.generator.page_locked import HostBuffer
 pytestmark = pytest.mark.model
 
 
-class Driver:
-    """Stands in for `torch.cuda.cudart()`."""
-
-    def __init__(self, answer: int = 0) -> None:
-        self.answer = answer
-        self.locked: dict[int, int] = {}
-        self.calls: list[str] = []
-
-    def cudaHostRegister(self, address: int, size_bytes: int, flags: int) -> int:  # noqa: N802 - CUDA's name
-        self.calls.append("lock")
-        if not self.answer:
-            self.locked[address] = size_bytes
-        return self.answer
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802 - CUDA's name
-        self.calls.append("unlock")
-        del self.locked[address]
-        return 0
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    driver = Driver()
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: driver.calls.append("synchronize"))
-    return driver
-
-
 def test_locks_no_byte_more_and_lets_go_once_nothing_is_copied(driver):
     buffer = HostBuffer(1000, locked=True)
     assert buffer.is_locked
