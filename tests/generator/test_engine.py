@@ -367,11 +367,19 @@ class TestLadder:
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL), times=3)
         assert make(engine, request()).memory_plan == "smallest"
 
+    def test_a_plan_that_cannot_do_is_not_tried(self, engine):
+        engine._ladder._rungs = list(MemoryPlan)
+        engine.components.budget = SimpleNamespace(
+            may_do=lambda plan, streamed, size, pictures: plan.tiles_decode or size == (64, 64)
+        )
+        assert make(engine, request(width=128)).memory_plan == "tiled"
+        assert make(engine, request()).memory_plan == "resident"
+
     def test_tiles_are_prepared_where_pictures_are_decoded_in_tiles(self, engine, monkeypatch):
         prepared = []
         monkeypatch.setattr(engine._decoder, "prepare", lambda *size: bool(prepared.append(size)))
         for plan in (MemoryPlan.RESIDENT, MemoryPlan.SMALLEST):
-            engine.components.memory_plan = plan
+            engine._ladder._rungs = [plan]
             engine.prepare(1536, 256, 32)
         assert prepared == [(32, 192), (32, 64)]
 

@@ -37,6 +37,13 @@ def test_remembers_what_was_too_much_and_lets_smaller_loads_be_fast():
     assert ladder.plan_for(120) is OFFLOADED  # the smallest failure counts
 
 
+def test_what_is_known_beforehand_is_not_tried():
+    ladder = MemoryLadder(RESIDENT, CUDA)
+    assert ladder.plan_for(100, lambda plan: plan is not RESIDENT) is OFFLOADED
+    assert ladder.plan_for(100, lambda plan: False) is SMALLEST
+    assert ladder.plan_for(100) is RESIDENT  # nothing was remembered
+
+
 def test_what_fails_to_decode_needs_tiles_at_once():
     ladder = MemoryLadder(RESIDENT, CUDA)
     assert ladder.ran_out(RESIDENT, 100, decoding=True) is TILED

@@ -10,6 +10,7 @@ from zimage_ui.errors import DeviceMemoryError
 from zimage_ui.generator.components import MemoryPlan
 from zimage_ui.generator.placement import (
     Device,
+    MemoryBudget,
     MemoryNeed,
     choose_dtype,
     choose_plan,
@@ -137,6 +138,30 @@ def test_what_a_picture_takes_is_what_was_measured():
         assert need.working_bytes / 1e6 == pytest.approx(decoding + sampling, rel=0.02)
         mosaic = side**2 * 16 / 1e6
         assert need.tiled_working_bytes / 1e6 == pytest.approx(639 + sampling + mosaic, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("card", "side", "pictures", "plan"),
+    [
+        (gpu(24), 1024, 1, MemoryPlan.RESIDENT),
+        (gpu(24), 1024, 4, MemoryPlan.RESIDENT),  # sampled together, decoded one after the other
+        (gpu(24), 2048, 1, MemoryPlan.TEXT_ENCODER_OFFLOADED),
+        (gpu(16), 1536, 1, MemoryPlan.TILED),
+        (gpu(12), 1024, 1, MemoryPlan.STREAMED),
+        (gpu(8), 1536, 1, MemoryPlan.SMALLEST),
+        (gpu(8), 1024, 1, MemoryPlan.STREAMED),
+    ],
+)
+def test_requests_that_a_plan_cannot_do_are_known_before(card: Device, side: int, pictures: int, plan: MemoryPlan):
+    budget = MemoryBudget(sizes=TURBO_SIZES, itemsize=2, free_bytes=card.free_bytes)
+    chosen = choose_plan(card, TURBO_NEED)
+    plans = list(MemoryPlan)
+    rungs = plans[plans.index(chosen.plan) :]
+    done = [
+        rung for rung in rungs
+        if budget.may_do(rung, rung.streamed_layers(30, chosen.streamed_layers), (side, side), pictures)
+    ]  # fmt: skip
+    assert done[0] is plan
 
 
 def test_a_cpu_keeps_everything_and_is_asked_whether_it_fits():

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
     from transformers import PreTrainedTokenizerBase, Qwen3Model
 
+    from zimage_ui.generator.placement import MemoryBudget
+
 
 # Places on the device through which streamed layers pass: while one is computed with, the other is filled. With two,
 # whichever of copying and computing takes longest never pauses; more would help nobody.
@@ -89,6 +91,7 @@ class Components:
         text_encoder_fingerprint: changes when the text encoder or the tokenizer changes; keys cached embeddings.
         max_prompt_tokens: longer prompts are cut, as the stock pipeline cuts them (`max_sequence_length`).
         streamed_layers: how many of the transformer's layers there was no room for, where that is the plan.
+        budget: what there was room for; None where nobody knows.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -102,6 +105,11 @@ class Components:
     text_encoder_fingerprint: str = ""
     max_prompt_tokens: int = 512
     streamed_layers: int = 0
+    budget: MemoryBudget | None = None
+
+    def may_do(self, plan: MemoryPlan, size: tuple[int, int], pictures: int) -> bool:
+        """Whether it is worth trying `pictures` of `size` (width, height) at once with `plan`."""
+        return self.budget is None or self.budget.may_do(plan, self.streamed_in(plan), size, pictures)
 
     def streamed_in(self, plan: MemoryPlan) -> int:
         """How many of the transformer's layers `plan` streams; none on a CPU, where host and device are one."""

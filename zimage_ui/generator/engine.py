@@ -128,13 +128,13 @@ class Engine:
             Whether that size is prepared; a CPU prepares nothing.
         """
         scale = latent_scale(self.components.vae)
-        height, width = height // scale, width // scale
-        shape = DenoiserShape(height, width, caption_tokens)
+        latent_size = (height // scale, width // scale)
+        shape = DenoiserShape(*latent_size, caption_tokens)
+        tiled = self._plan_for(width, height, pictures=1).tiles_decode
 
         def prepare() -> bool:
             self._text_encoder.prepare(caption_tokens)
-            tiled = self.components.memory_plan.tiles_decode
-            decodes = self._decoder.prepare(*(min(side, TILE) if tiled else side for side in (height, width)))
+            decodes = self._decoder.prepare(*(min(side, TILE) if tiled else side for side in latent_size))
             return self._transformer.prepare(shape) and decodes
 
         return translated(prepare, self.components.device)
@@ -157,7 +157,7 @@ class Engine:
         """
         request, device = request.with_seed(), self.components.device
         pixels = request.width * request.height * request.num_images_per_prompt
-        plan = self._ladder.plan_for(pixels)
+        plan = self._plan_for(request.width, request.height, request.num_images_per_prompt)
         memory.start_counting(device)
         job = _Job(request, listener, cancel, stage_clock(device))
         while True:
@@ -177,6 +177,11 @@ class Engine:
             _log.warning("%s Trying again with the memory plan %s.", reason, smaller)
             plan = smaller
         raise _out_of_memory(request, plan, reason)
+
+    def _plan_for(self, width: int, height: int, pictures: int) -> MemoryPlan:
+        return self._ladder.plan_for(
+            width * height * pictures, lambda plan: self.components.may_do(plan, (width, height), pictures)
+        )
 
     def _make(self, job: _Job, plan: MemoryPlan) -> GenerationResult:
         try:

@@ -33,6 +33,7 @@ from zimage_ui.generator.model_errors import LOAD_ERRORS, as_load_error
 from zimage_ui.generator.placement import (
     Device,
     DtypeChoice,
+    MemoryBudget,
     ModelSizes,
     PlanChoice,
     choose_dtype,
@@ -96,6 +97,12 @@ class _Choices:
     device: Device
     dtype: DtypeChoice
     plan: PlanChoice
+
+    def budget(self, sizes: ModelSizes) -> MemoryBudget | None:
+        """What requests are judged by; None on a CPU, whose memory others take and give back."""
+        if not self.device.is_gpu:
+            return None
+        return MemoryBudget(sizes=sizes, itemsize=self.dtype.itemsize, free_bytes=self.device.free_bytes)
 
     def smaller(self, layers: int) -> _Choices | None:
         """The same with the next smaller plan for a transformer of so many layers: this one ran out of memory."""
@@ -205,6 +212,7 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
         dtype=dtype,
         memory_plan=choices.plan.plan,
         streamed_layers=choices.plan.streamed_layers,
+        budget=choices.budget(_sizes(files)),
         text_encoder_fingerprint=text_encoder_fingerprint(files.folder),
     )
 

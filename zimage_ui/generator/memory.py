@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 
@@ -30,10 +31,15 @@ class MemoryLadder:
         self._patience = FIRST_PATIENCE
         self._went_well = 0
 
-    def plan_for(self, pixels: int) -> MemoryPlan:
-        """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are."""
+    def plan_for(self, pixels: int, may_do: Callable[[MemoryPlan], bool] = lambda _: True) -> MemoryPlan:
+        """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are.
+
+        Args:
+            pixels: of all pictures of a job.
+            may_do: what is known of a plan beforehand; by default, nothing is.
+        """
         for plan in self._rungs:
-            if pixels < self._too_much.get(plan, pixels + 1):
+            if pixels < self._too_much.get(plan, pixels + 1) and may_do(plan):
                 return plan
         return self._rungs[-1]
 

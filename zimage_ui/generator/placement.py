@@ -28,6 +28,8 @@ _MAX_CAPTION_TOKENS = 512
 # Of a tile, in pixels; and the tiles are put together in three colours and a weight, in fp32.
 _TILE_SIDE = 512
 _MOSAIC_BYTES_A_PIXEL = 16
+# The share of the working memory by which the reckoning may be too high.
+_UNSURE = 0.3
 # What PCIe 4.0 with 16 lanes moves from page-locked memory, bytes a second; only for the reason that people read.
 _BUS_BYTES_A_S = 25e9
 
@@ -142,8 +144,8 @@ class PlanChoice:
     streamed_layers: int = 0
 
 
-def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int) -> MemoryNeed:
-    """What a model takes for one picture of `size` (width, height), computed at `itemsize` bytes a number.
+def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int, pictures: int = 1) -> MemoryNeed:
+    """What a model takes for `pictures` of `size` (width, height) at once, computed at `itemsize` bytes a number.
 
     The factors are measured: torch's peak over one forward of the full-size parts in bf16, less their weights, divided
     by tokens x width x 2 bytes and by pixels x width x 2 bytes; the same from 512 x 512 to 2048 x 2048.
@@ -151,7 +153,7 @@ def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int) -> Memo
     """
     width, height = size
     tokens = width * height // _PIXELS_A_TOKEN + _MAX_CAPTION_TOKENS
-    sampling = round(_TRANSFORMER_FACTOR * tokens * sizes.transformer_width * itemsize)
+    sampling = round(_TRANSFORMER_FACTOR * pictures * tokens * sizes.transformer_width * itemsize)
 
     def decoding(pixels: int) -> int:
         return round(_VAE_FACTOR * pixels * sizes.vae_width * itemsize)
@@ -166,6 +168,30 @@ def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int) -> Memo
         layer_bytes=sizes.layer * itemsize,
         layers=sizes.transformer_layers,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """What there was for a model when it was loaded, to judge requests by before they are begun.
+
+    Attributes:
+        sizes: of the model.
+        itemsize: bytes of one number.
+        free_bytes: of the device.
+    """
+
+    sizes: ModelSizes
+    itemsize: int
+    free_bytes: int
+
+    def may_do(self, plan: MemoryPlan, streamed_layers: int, size: tuple[int, int], pictures: int) -> bool:
+        """Whether it is worth trying `pictures` of `size` (width, height) with `plan`.
+
+        Generous: a plan that would have done and is not tried is lost for good, one that fails is remembered.
+        """
+        need = memory_need(self.sizes, size, self.itemsize, pictures)
+        working_bytes = need.tiled_working_bytes if plan.tiles_decode else need.working_bytes
+        return need.of(plan, streamed_layers) - _UNSURE * working_bytes <= self.free_bytes
 
 
 def read_device() -> Device:

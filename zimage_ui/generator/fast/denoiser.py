@@ -150,9 +150,9 @@ class FastTransformer:
         Raises:
             torch.OutOfMemoryError: the device has no room for the others.
         """
-        if self.network.layers.streamed != layers:
-            self.release()  # first: graphs hold on to the memory of what moves
-        self.network.layers.settle(layers)
+        if not self.network.layers.is_settled(layers):
+            self.release()  # first: graphs hold on to memory, and read the weights where they were
+            self.network.layers.settle(layers)
 
     def _renew_recorder(self) -> None:
         if self._make_recorder:

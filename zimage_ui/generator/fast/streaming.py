@@ -97,22 +97,23 @@ class StreamedLayers:
             self._ring.release()
             place_in_round += 1
 
-    def settle(self, streamed: int) -> bool:
+    def is_settled(self, streamed: int) -> bool:
+        """Whether so many blocks are streamed, and their slots ready."""
+        return set(spread(streamed, len(self))) == self._homes.keys() and (streamed == 0 or self._ring is not None)
+
+    def settle(self, streamed: int) -> None:
         """Let `streamed` blocks live on the host, and all others on the device. Costs nothing when it is so already.
 
-        Moving takes about a second for 10 GB. The memory of what left goes back to torch's allocator.
+        What was recorded with the weights before is worthless once any has moved. The memory of what left goes back to
+        torch's allocator.
 
         Raises:
             torch.OutOfMemoryError: the device has no room. The next call puts right what is left half done.
             RuntimeError: the host has no room.
-
-        Returns:
-            Whether anything moved: what was recorded with the weights before is worthless then.
         """
-        wanted = set(spread(streamed, len(self)))
-        if wanted == self._homes.keys() and (self._ring is not None or not wanted):
-            return False
-        begun = time.perf_counter()
+        if self.is_settled(streamed):
+            return
+        begun, wanted = time.perf_counter(), set(spread(streamed, len(self)))
         self._ring, self._in_slots = None, []
         leaving, coming = wanted - self._homes.keys(), self._homes.keys() - wanted
         for place in sorted(leaving):
@@ -125,7 +126,6 @@ class StreamedLayers:
             "%d of %d transformer blocks are streamed; settled in %.1f s",
             streamed, len(self), time.perf_counter() - begun,
         )  # fmt: skip
-        return True
 
     def _send_home(self, place: int) -> None:
         projections = self._weights[place].projections
