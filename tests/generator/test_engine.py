@@ -367,6 +367,20 @@ class TestLadder:
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL), times=3)
         assert make(engine, request()).memory_plan == "smallest"
 
+    def test_what_was_prepared_gives_its_memory_first(self, engine, fail_forward, monkeypatch):
+        released = []
+
+        def release() -> bool:
+            released.append(engine.components.memory_plan)
+            return len(released) == 1
+
+        monkeypatch.setattr(engine._decoder, "release", release)
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "resident"
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "tiled"
+        assert released == [MemoryPlan.RESIDENT] * 2
+
     def test_a_plan_that_cannot_do_is_not_tried(self, engine):
         engine._ladder._rungs = list(MemoryPlan)
         engine.components.budget = SimpleNamespace(
@@ -377,11 +391,16 @@ class TestLadder:
 
     def test_tiles_are_prepared_where_pictures_are_decoded_in_tiles(self, engine, monkeypatch):
         prepared = []
-        monkeypatch.setattr(engine._decoder, "prepare", lambda *size: bool(prepared.append(size)))
+
+        def prepare(*size: int, record: bool) -> bool:
+            prepared.append((*size, record))
+            return True
+
+        monkeypatch.setattr(engine._decoder, "prepare", prepare)
         for plan in (MemoryPlan.RESIDENT, MemoryPlan.SMALLEST):
             engine._ladder._rungs = [plan]
             engine.prepare(1536, 256, 32)
-        assert prepared == [(32, 192), (32, 64)]
+        assert prepared == [(32, 192, True), (32, 64, False)]
 
 
 class TestOtherFailures:

@@ -130,11 +130,12 @@ class Engine:
         scale = latent_scale(self.components.vae)
         latent_size = (height // scale, width // scale)
         shape = DenoiserShape(*latent_size, caption_tokens)
-        tiled = self._plan_for(width, height, pictures=1).tiles_decode
+        plan = self._plan_for(width, height, pictures=1)
 
         def prepare() -> bool:
             self._text_encoder.prepare(caption_tokens)
-            decodes = self._decoder.prepare(*(min(side, TILE) if tiled else side for side in latent_size))
+            decoded_size = (min(side, TILE) if plan.tiles_decode else side for side in latent_size)
+            decodes = self._decoder.prepare(*decoded_size, record=not plan.streams_transformer)
             return self._transformer.prepare(shape) and decodes
 
         return translated(prepare, self.components.device)
@@ -152,6 +153,8 @@ class Engine:
     ) -> GenerationResult:
         """Make the pictures of `request`; with smaller and smaller memory plans if memory runs out.
 
+        What was prepared for other sizes gives up its memory first.
+
         Raises:
             JobCancelledError, DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
         """
@@ -168,9 +171,12 @@ class Engine:
             else:
                 self._ladder.went_well(plan)
                 return result
-            for part in (self._transformer, self._text_encoder, self._decoder):
-                part.release()
+            parts = (self._transformer, self._text_encoder, self._decoder)
+            held_memory = [part.release() for part in parts]
             memory.release_memory(device)
+            if any(held_memory):
+                _log.warning("%s Trying again without what was prepared.", reason)
+                continue
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
             if smaller is None:
                 break

@@ -132,6 +132,13 @@ class TestPreparation:
         assert (len(compiled), recorder.recorded) == (1, 0)
         assert torch.equal(velocities(fast, noise_of), expected)
 
+    @pytest.mark.parametrize(("count", "held"), [(0, True), (5, False)])
+    def test_only_what_is_recorded_holds_memory(self, transfer, count, held):
+        fast = streamed(count, transfer, make_recorder=ReplayingRecorder, ways=[lambda: EAGER])
+        assert not fast.release()
+        fast.prepare(SHAPE)
+        assert fast.release() is held
+
     def test_what_was_prepared_goes_when_layers_move_and_stays_when_none_does(self, transfer):
         fast = streamed(5, transfer, make_recorder=ReplayingRecorder, ways=[lambda: EAGER])
         fast.prepare(SHAPE)

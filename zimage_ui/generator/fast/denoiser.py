@@ -138,11 +138,17 @@ class FastTransformer:
         """Whether a denoiser of `shape` would use what was prepared for it."""
         return shape in self._passes
 
-    def release(self) -> None:
-        """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again."""
+    def release(self) -> bool:
+        """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again.
+
+        Returns:
+            Whether anything was recorded, so that there is more memory now.
+        """
+        held_memory = len(self._passes) > 0 and not self.network.layers.streamed
         self._passes.clear()
         self._rotaries.clear()
         self._renew_recorder()  # with a pool that holds nothing
+        return held_memory
 
     def stream(self, layers: int) -> None:
         """Let so many of the main layers live on the host; what was prepared is dropped if that moves any.
