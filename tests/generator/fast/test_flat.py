@@ -30,6 +30,12 @@ def scaled(inputs: int, outputs: int) -> ScaledProjection:
     return ScaledProjection(weight, torch.rand(outputs), 127.0)
 
 
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture
 def block():
     return random_transformer(n_layers=1).layers[0]

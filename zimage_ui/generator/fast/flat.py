@@ -57,20 +57,20 @@ class FlatLayout:
         changed: list[dict[str, torch.Tensor]] = [{} for _ in projections]
         for place in self.places:
             view = memory[place.begin : place.end].view(place.dtype).as_strided(place.shape, place.stride)
-            changed[place.projection][place.field] = view
+            # .data: a compiler is to see a tensor, not a view of bytes that it would have to follow to their owner.
+            changed[place.projection][place.field] = view.data
         moved = (_with_tensors(projection, new) for projection, new in zip(projections, changed, strict=True))
         return BlockProjections(*moved)
 
     def moved(self, projections: BlockProjections, memory: torch.Tensor, owner: nn.Module) -> BlockProjections:
         """`projections` copied into `memory`; parameters of `owner` that were views of theirs are views of it now.
 
-        Returns once the copy is complete.
+        Called without gradients, outside of inference mode. Returns once the copy is complete.
         """
-        with torch.inference_mode(False), torch.no_grad():
-            target = self.placed(projections, memory)
-            for old, new in zip(_all_tensors(projections), _all_tensors(target), strict=True):
-                new.copy_(old)
-                _rebind(owner, old, new)
+        target = self.placed(projections, memory)
+        for old, new in zip(_all_tensors(projections), _all_tensors(target), strict=True):
+            new.copy_(old)
+            _rebind(owner, old, new)
         return target
 
 

@@ -116,12 +116,13 @@ class StreamedLayers:
         begun, wanted = time.perf_counter(), set(spread(streamed, len(self)))
         self._ring, self._in_slots = None, []
         leaving, coming = wanted - self._homes.keys(), self._homes.keys() - wanted
-        for place in sorted(leaving):
-            self._send_home(place)
-        for place in sorted(coming):
-            self._bring(place)
-        if wanted:
-            self._fill_slots()
+        with torch.inference_mode(False), torch.no_grad():  # what is made here becomes the data of parameters
+            for place in sorted(leaving):
+                self._send_home(place)
+            for place in sorted(coming):
+                self._bring(place)
+            if wanted:
+                self._fill_slots()
         _log.info(
             "%d of %d transformer blocks are streamed; settled in %.1f s",
             streamed, len(self), time.perf_counter() - begun,
@@ -138,8 +139,7 @@ class StreamedLayers:
 
     def _bring(self, place: int) -> None:
         layout = FlatLayout(self._weights[place].projections)
-        with torch.inference_mode(False):
-            memory = torch.empty(layout.size_bytes, dtype=torch.uint8, device=self._device)
+        memory = torch.empty(layout.size_bytes, dtype=torch.uint8, device=self._device)
         self._move(place, layout, memory)
         del self._homes[place]
 
