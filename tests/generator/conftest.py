@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.generator.fake_driver import Driver
 from zimage_ui.generator.base import GenerationListener
 from zimage_ui.request import GeneratedImage, Preview
 from zimage_ui.stages import Stage
@@ -70,6 +72,18 @@ def fail_forward() -> Iterator[Callable[..., Any]]:
     yield arm
     for handle in handles:
         handle.remove()
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """Locks pages on paper only."""
+    import torch
+
+    driver = Driver()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: driver.calls.append("synchronize"))
+    yield driver
+    gc.collect()  # whatever is still locked, and in a cycle, is unlocked by the stand-in
 
 
 class Recorder(GenerationListener):

@@ -3,6 +3,9 @@
 import logging
 import threading
 import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.generator.fast.conftest import ReplayingRecorder
+from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
+from tests.generator.fast.two_streams import ThreadedTransfer
 from tests.generator.hooked import decoder_pass, text_encoder_pass, transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
+from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.fast.step import EAGER
 from zimage_ui.request import GenerationRequest, SchedulerName
@@ -243,9 +248,9 @@ class TestOutOfMemory:
         fail_forward(part(engine, stage), torch.OutOfMemoryError(FULL))
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             result = make(engine, request())
-        assert result.memory_plan == "smallest"
+        assert result.memory_plan == "tiled"
         assert result.images[0].pixels == expected
-        assert "smallest" in caplog.text
+        assert "tiled" in caplog.text
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_twice_is_a_clear_error_and_the_next_request_works(self, engine, fail_forward, stage):
@@ -253,32 +258,32 @@ class TestOutOfMemory:
         with pytest.raises(DeviceMemoryError) as caught:
             make(engine, request(num_images_per_prompt=2, width=96))
         assert "2 pictures of 96 x 64" in caught.value.message
-        assert "smallest" in caught.value.message
+        assert "tiled" in caught.value.message
         assert "smaller size" in caught.value.hint
-        assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "smallest"
+        assert make(engine, request(num_images_per_prompt=2, width=96)).memory_plan == "tiled"
 
     def test_smaller_requests_keep_the_fast_plan(self, engine, fail_forward):
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request(width=128)).memory_plan == "smallest"
-        assert make(engine, request(width=128)).memory_plan == "smallest"  # it would only fail first
+        assert make(engine, request(width=128)).memory_plan == "tiled"
+        assert make(engine, request(width=128)).memory_plan == "tiled"  # it would only fail first
         assert make(engine, request(width=64)).memory_plan == "resident"
 
     def test_the_fast_plan_comes_back_after_some_good_pictures(self, engine, fail_forward):
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
         plans = [make(engine, request(num_inference_steps=1)).memory_plan for _ in range(9)]
-        assert plans == ["smallest"] * 8 + ["resident"]
+        assert plans == ["tiled"] * 8 + ["resident"]
 
     def test_what_cannot_be_decoded_is_decoded_in_tiles_at_once(self, engine, fail_forward):
         engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
         fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request()).memory_plan == "smallest"
+        assert make(engine, request()).memory_plan == "tiled"
 
     def test_offloading_comes_before_tiles_where_it_helps(self, components, fail_forward):
         components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
         engine = Engine(components, 1 << 20)
         assert make(engine, request()).memory_plan == "text_encoder_offloaded"
         fail_forward(decoder_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request()).memory_plan == "smallest"
+        assert make(engine, request()).memory_plan == "tiled"
 
     def test_the_time_of_the_failed_attempt_stays_in_its_stages(self, engine, fail_forward, monkeypatch):
         clocks: list[MonotonicClock] = []
@@ -315,6 +320,89 @@ class TestOutOfMemory:
         assert len(seen) == 2
         assert [latents() for latents in seen] == [None, None]
         assert kept.__context__ is None
+
+
+class TestStreamed:
+    """Layers of the transformer on the host, with a thread for a bus."""
+
+    @pytest.fixture
+    def engine(self, components, monkeypatch) -> Iterator[Engine]:
+        components = replace(components, transformer=random_transformer(n_layers=6, cap_feat_dim=32).bfloat16())
+        components.dtype, components.memory_plan, components.streamed_layers = torch.bfloat16, MemoryPlan.STREAMED, 4
+        layers = len(components.transformer.layers)
+        with ThreadedTransfer() as transfer:
+            monkeypatch.setattr(
+                "zimage_ui.generator.engine.FastTransformer", partial(FastTransformer, transfer=transfer)
+            )
+            monkeypatch.setattr(  # as on a GPU
+                Components, "streamed_in", lambda parts, plan: plan.streamed_layers(layers, parts.streamed_layers)
+            )
+            engine = Engine(components, 1 << 20)
+            engine._ladder._rungs = [MemoryPlan.STREAMED, MemoryPlan.SMALLEST]
+            yield engine
+
+    def streamed(self, engine: Engine) -> int:
+        return engine._transformer.network.layers.streamed
+
+    def test_begins_with_as_many_as_planned_and_draws_the_same(self, engine):
+        assert self.streamed(engine) == 4
+        result = make(engine, request())
+        assert result.memory_plan == "streamed"
+        engine._ladder._rungs = [MemoryPlan.TEXT_ENCODER_OFFLOADED]
+        assert make(engine, request()).images[0].pixels == result.images[0].pixels
+        assert self.streamed(engine) == 0
+
+    def test_running_out_of_memory_streams_them_all_and_patience_brings_them_back(self, engine, fail_forward):
+        expected = make(engine, request(num_inference_steps=1)).images[0].pixels
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        results = [(make(engine, request(num_inference_steps=1)), self.streamed(engine)) for _ in range(9)]
+        assert [(result.memory_plan, streamed) for result, streamed in results] == [
+            *[("smallest", 6)] * 8,
+            ("streamed", 4),
+        ]
+        assert {bytes(result.images[0].pixels) for result, _ in results} == {bytes(expected)}
+
+
+class TestLadder:
+    def test_goes_down_as_far_as_it_takes(self, engine, fail_forward):
+        engine._ladder._rungs = list(MemoryPlan)  # as on a GPU
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL), times=3)
+        assert make(engine, request()).memory_plan == "smallest"
+
+    def test_what_was_prepared_gives_its_memory_first(self, engine, fail_forward, monkeypatch):
+        released = []
+
+        def release() -> bool:
+            released.append(engine.components.memory_plan)
+            return len(released) == 1
+
+        monkeypatch.setattr(engine._decoder, "release", release)
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "resident"
+        fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
+        assert make(engine, request()).memory_plan == "tiled"
+        assert released == [MemoryPlan.RESIDENT] * 2
+
+    def test_a_plan_that_cannot_do_is_not_tried(self, engine):
+        engine._ladder._rungs = list(MemoryPlan)
+        engine.components.budget = SimpleNamespace(
+            may_do=lambda plan, streamed, size, pictures: plan.tiles_decode or size == (64, 64)
+        )
+        assert make(engine, request(width=128)).memory_plan == "tiled"
+        assert make(engine, request()).memory_plan == "resident"
+
+    def test_tiles_are_prepared_where_pictures_are_decoded_in_tiles(self, engine, monkeypatch):
+        prepared = []
+
+        def prepare(*size: int, record: bool) -> bool:
+            prepared.append((*size, record))
+            return True
+
+        monkeypatch.setattr(engine._decoder, "prepare", prepare)
+        for plan in (MemoryPlan.RESIDENT, MemoryPlan.SMALLEST):
+            engine._ladder._rungs = [plan]
+            engine.prepare(1536, 256, 32)
+        assert prepared == [(32, 192, True), (32, 64, False)]
 
 
 class TestOtherFailures:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.model
 torch = pytest.importorskip("torch")
 
 from zimage_ui.generator import loading, sources  # noqa: E402
+from zimage_ui.generator.fast.streaming import streamed_names  # noqa: E402
 from zimage_ui.generator.loading import load_components  # noqa: E402
 
 
@@ -307,6 +308,50 @@ def test_running_out_of_memory_while_loading_leads_to_the_next_smaller_plan(
     assert info.memory_plan == "text_encoder_offloaded"
     assert info.memory_plan_reason == "the plan resident ran out of memory while loading"
     assert heard[-1].progress == 1.0
+
+
+@pytest.fixture(scope="module")
+def five_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from zimage_ui.generator.untrained import TINY, build_untrained_model
+
+    size = replace(TINY, transformer=TINY.transformer | {"n_layers": 5})
+    return build_untrained_model(tmp_path_factory.mktemp("model") / "five", size)
+
+
+def test_streamed_layers_never_see_the_device(five_layers: Path, pretended_gpu: Any, monkeypatch: pytest.MonkeyPatch):
+    pretended_gpu()
+    choice = loading.PlanChoice(MemoryPlan.STREAMED, "because", 3)
+    monkeypatch.setattr(loading, "choose_plan", lambda device, need: choice)
+    fill, on_host = loading.fill, {}
+
+    def watched(module: Any, part: Any, *arguments: Any) -> None:
+        on_host[part.name] = set(arguments[-1])
+        fill(module, part, *arguments)
+
+    monkeypatch.setattr(loading, "fill", watched)
+    components, info = load(five_layers)
+    assert (components.memory_plan, components.streamed_layers) == (MemoryPlan.STREAMED, 3)
+    assert (info.memory_plan, info.memory_plan_reason) == ("streamed", "because")
+    assert on_host == {"transformer": streamed_names(3, 5), "text_encoder": set(), "vae": set()}
+
+
+def test_what_does_not_fit_with_some_layers_streamed_is_loaded_with_all_of_them(
+    five_layers: Path, pretended_gpu: Any, monkeypatch: pytest.MonkeyPatch
+):
+    pretended_gpu()
+    choice = loading.PlanChoice(MemoryPlan.STREAMED, "because", 3)
+    monkeypatch.setattr(loading, "choose_plan", lambda device, need: choice)
+    fill, failures = loading.fill, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def fail_once(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        fill(*arguments)
+
+    monkeypatch.setattr(loading, "fill", fail_once)
+    components, info = load(five_layers)
+    assert (components.memory_plan, components.streamed_layers) == (MemoryPlan.SMALLEST, 5)
+    assert info.memory_plan_reason == "the plan streamed ran out of memory while loading"
 
 
 def test_a_device_that_is_too_small_for_every_plan_is_said(tiny_folder: Path, pretended_gpu: Any):

@@ -1,6 +1,8 @@
 """Where the text encoder lives: its layers visit the device one at a time, and come home whatever happens."""
 
+from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +101,30 @@ def test_on_a_cpu_home_and_device_are_one(text_encoder):
     for resident in (False, True, True, False):
         residence.settle(resident=resident)
         assert addresses(text_encoder) == home
+
+
+def test_away_from_a_gpu_each_layer_is_one_locked_piece_of_host_memory(text_encoder, driver, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**11))
+    text_encoder = deepcopy(text_encoder)
+    with torch.inference_mode():
+        expected = encode_tokens(text_encoder, IDS, CPU)
+    residence = TextEncoderResidence(text_encoder, CPU)
+    residence._leave()  # what `settle` does where host and device are two
+    assert len(driver.locked) == len(text_encoder.layers)
+    for layer in text_encoder.layers:
+        (storage,) = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+        assert storage in driver.locked
+    with torch.inference_mode():
+        assert torch.equal(encode_tokens(text_encoder, IDS, CPU), expected)
+    assert residence._visits is not None
+    residence._visits.end()
+
+
+def test_a_host_that_is_nearly_full_locks_nothing(text_encoder, driver, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**9))
+    residence = TextEncoderResidence(deepcopy(text_encoder), CPU)
+    residence._leave()
+    assert driver.locked == {}
 
 
 def _run_out(*_: Any) -> None:

@@ -15,9 +15,9 @@ from zimage_ui.generator.sources import TURBO_ID, ModelSource, find_model
 
 CPU = Device(torch_name="cpu", name="CPU, 2 threads", free_bytes=10**10, total_bytes=2 * 10**10)
 LARGE_GPU = Device(
-    torch_name="cuda:0", name="RTX 4090", free_bytes=24 * 10**9, total_bytes=25 * 10**9, capability=(8, 9)
+    torch_name="cuda:0", name="RTX 4090", free_bytes=25 * 10**9, total_bytes=257 * 10**8, capability=(8, 9)
 )
-SMALL_GPU = replace(LARGE_GPU, name="RTX 4060", free_bytes=7 * 10**9, total_bytes=8 * 10**9)
+SMALL_GPU = replace(LARGE_GPU, name="GTX 1650", free_bytes=3 * 10**9, total_bytes=4 * 10**9)
 
 
 def silent(_: WarmupProgress) -> None:
@@ -83,7 +83,7 @@ def test_auto_on_a_large_gpu_is_the_real_model(tmp_path: Path, fetched: list[Hub
     ("device", "reason"),
     [
         (CPU, "there is no NVIDIA GPU that torch can use"),
-        (SMALL_GPU, "Z-Image-Turbo does not fit: RTX 4060 has 7.0 GB free of 8.0 GB; the smallest plan needs 13.7 GB."),
+        (SMALL_GPU, "Z-Image-Turbo does not fit: GTX 1650 has 3.0 GB free of 4.0 GB; the smallest plan needs 4.4 GB."),
     ],
 )
 def test_auto_elsewhere_is_the_bundled_model_with_the_reason(
@@ -107,6 +107,7 @@ def test_a_package_without_its_small_model_is_said(tmp_path: Path, monkeypatch: 
 @pytest.mark.model
 def test_the_sizes_of_the_real_model_are_right():
     from zimage_ui.generator import untrained
+    from zimage_ui.generator.fast.streaming import streamed_names
 
     parts = {
         "transformer": untrained._transformer(untrained.FULL),
@@ -115,3 +116,7 @@ def test_the_sizes_of_the_real_model_are_right():
     }
     for name, part in parts.items():
         assert getattr(sources.TURBO_SIZES, name) == sum(parameter.numel() for parameter in part.parameters())
+    streamed = streamed_names(sources.TURBO_SIZES.transformer_layers, len(parts["transformer"].layers))
+    assert sources.TURBO_SIZES.layer * sources.TURBO_SIZES.transformer_layers == sum(
+        parameter.numel() for name, parameter in parts["transformer"].named_parameters() if name in streamed
+    )

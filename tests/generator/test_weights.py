@@ -5,6 +5,7 @@ import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from zimage_ui.errors import ModelDamagedError  # noqa: E402
-from zimage_ui.generator import reader  # noqa: E402
+from zimage_ui.generator import reader, weights  # noqa: E402
 from zimage_ui.generator.layout import WeightedPart, open_model_folder  # noqa: E402
 from zimage_ui.generator.reader import read_tensors  # noqa: E402
 from zimage_ui.generator.weight_files import open_weight_file  # noqa: E402
@@ -126,6 +127,23 @@ def test_each_tensor_is_cast_before_the_next_one_is_in_place(folder: Path, monke
 
     fill(module, part, CPU, torch.bfloat16, count)
     assert in_place == [(number, 1) for number in range(1, len(in_place) + 1)]
+
+
+def test_what_belongs_on_the_host_never_sees_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    part = open_model_folder(folder).vae
+    module = empty_vae(part)
+    on_host = {"decoder.conv_in.weight", "decoder.conv_out.weight"}
+    read: list[tuple[set[str], torch.device]] = []
+
+    def watched(files: Any, wanted: Any, device: "torch.device") -> Any:
+        read.append((set(wanted), device))
+        return read_tensors(files, wanted, CPU)
+
+    monkeypatch.setattr(weights, "read_tensors", watched)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _place: tensor)  # fp32 already, and there is no such device
+    fill(module, part, torch.device("cuda"), torch.float32, ignore, on_host)
+    names = set(module.state_dict())
+    assert read == [(names - on_host, torch.device("cuda")), (on_host, CPU)]
 
 
 def test_reading_is_reported_by_bytes(folder: Path):

@@ -15,7 +15,7 @@ from zimage_ui.generator import memory
 from zimage_ui.generator.base import SILENT, CacheStats, GenerationListener, GenerationResult
 from zimage_ui.generator.clock import stage_clock
 from zimage_ui.generator.components import Components, MemoryPlan
-from zimage_ui.generator.decoding import decode, latent_scale
+from zimage_ui.generator.decoding import TILE, decode, latent_scale
 from zimage_ui.generator.embedding_cache import EmbeddingCache
 from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
 from zimage_ui.generator.failures import translated
@@ -65,7 +65,7 @@ class _Prompts:
 class _Job:
     """One request on its way, with those who watch it.
 
-    Its clock runs through both attempts of a job that ran out of memory: the stage that failed pays for the failure.
+    Its clock runs through all attempts of a job that ran out of memory: the stage that failed pays for the failure.
     """
 
     request: GenerationRequest
@@ -115,8 +115,15 @@ class Engine:
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
+        streamed_layers = components.streamed_in(components.memory_plan)
         self._transformer = translated(
-            lambda: FastTransformer(components.transformer, components.device, components.dtype, make_recorder),
+            lambda: FastTransformer(
+                components.transformer,
+                components.device,
+                components.dtype,
+                make_recorder,
+                streamed_layers=streamed_layers,
+            ),
             components.device,
         )
         self._decoder = translated(
@@ -162,19 +169,18 @@ class Engine:
 
         The first of all shapes is compiled for, which takes seconds; later ones are recorded, about 0.2 s a piece.
         """
-        latents = self._latents_of(shape)
-        pieces = [
+        latents, plan = self._latents_of(shape), self._plan_of(shape)
+        pieces = (
             partial(self._text_encoder.prepare, shape.caption_tokens),
             partial(self._transformer.prepare, latents),
-        ]
-        if not self._decodes_in_tiles(shape):
-            pieces.append(partial(self._decoder.prepare, latents.height, latents.width))
+            partial(self._decoder.prepare, *_decoded_at_once(latents, plan), record=not plan.streams_transformer),
+        )
         return tuple(partial(translated, piece, self.components.device) for piece in pieces)
 
     def is_prepared(self, shape: PictureShape) -> bool:
         """Whether pictures of `shape` are made by what was prepared for them; may be asked from any thread."""
         latents = self._latents_of(shape)
-        decodes = self._decodes_in_tiles(shape) or self._decoder.is_prepared(latents.height, latents.width)
+        decodes = self._decoder.is_prepared(*_decoded_at_once(latents, self._plan_of(shape)))
         return decodes and self._transformer.is_prepared(latents)
 
     def rehearse(self, shape: PictureShape) -> None:
@@ -199,7 +205,7 @@ class Engine:
                 features = parts.text_encoder.config.hidden_size
                 embeds = torch.zeros(shape.caption_tokens, features, device=parts.device, dtype=parts.dtype)
                 latents, _, _ = self._sample(job, _Prompts(embeds, None, True, shape.caption_tokens, 0))
-                tiled = self._decodes_in_tiles(shape)
+                tiled = self._plan_of(shape).tiles_decode
                 decode(self._decoder, latents, request.seeds, tiled=tiled, cancel=job.cancel)
 
         translated(make, parts.device)
@@ -208,8 +214,8 @@ class Engine:
         scale = latent_scale(self.components.vae)
         return DenoiserShape(shape.height // scale, shape.width // scale, shape.caption_tokens, shape.num_images)
 
-    def _decodes_in_tiles(self, shape: PictureShape) -> bool:
-        return self._ladder.plan_for(shape.pixels).tiles_decode
+    def _plan_of(self, shape: PictureShape) -> MemoryPlan:
+        return self._plan_for(shape.width, shape.height, pictures=shape.num_images)
 
     def cache_stats(self) -> CacheStats:
         """The prompt-embedding cache so far."""
@@ -222,17 +228,19 @@ class Engine:
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event
     ) -> GenerationResult:
-        """Make the pictures of `request`; once again with a smaller memory plan if memory runs out.
+        """Make the pictures of `request`; with smaller and smaller memory plans if memory runs out.
+
+        What was prepared for other sizes gives up its memory first.
 
         Raises:
             JobCancelledError, DeviceMemoryError, DeviceLostError, GenerationError: as `Generator.generate` says.
         """
         request, device = request.with_seed(), self.components.device
         pixels = request.width * request.height * request.num_images_per_prompt
-        plan = self._ladder.plan_for(pixels)
+        plan = self._plan_for(request.width, request.height, request.num_images_per_prompt)
         memory.start_counting(device)
         job = _Job(request, listener, cancel, stage_clock(device))
-        for attempt in (1, 2):
+        while True:
             try:
                 result = translated(partial(self._make, job, plan), device)
             except DeviceMemoryError as error:
@@ -240,15 +248,23 @@ class Engine:
             else:
                 self._ladder.went_well(plan)
                 return result
-            for part in (self._transformer, self._text_encoder, self._decoder):
-                part.release()
+            parts = (self._transformer, self._text_encoder, self._decoder)
+            held_memory = [part.release() for part in parts]
             memory.release_memory(device)
+            if any(held_memory):
+                _log.warning("%s Trying again without what was prepared.", reason)
+                continue
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
-            if smaller is None or attempt == 2:
+            if smaller is None:
                 break
-            _log.warning("%s Trying once more with the memory plan %s.", reason, smaller)
+            _log.warning("%s Trying again with the memory plan %s.", reason, smaller)
             plan = smaller
         raise _out_of_memory(request, plan, reason)
+
+    def _plan_for(self, width: int, height: int, pictures: int) -> MemoryPlan:
+        return self._ladder.plan_for(
+            width * height * pictures, lambda plan: self.components.may_do(plan, (width, height), pictures)
+        )
 
     def _make(self, job: _Job, plan: MemoryPlan) -> GenerationResult:
         try:
@@ -289,6 +305,7 @@ class Engine:
         if not plan.keeps_text_encoder:
             self._text_encoder.release()  # nothing may hold on to weights that move
         self._residence.settle(resident=plan.keeps_text_encoder)
+        self._transformer.stream(self.components.streamed_in(plan))
         self.components.memory_plan = plan
 
     def _encode(self, request: GenerationRequest) -> _Prompts:
@@ -334,6 +351,13 @@ class Engine:
             prompts.negative,
             request.guidance_scale,
         )
+
+
+def _decoded_at_once(latents: DenoiserShape, plan: MemoryPlan) -> tuple[int, int]:
+    """Height and width of the latents that the decoder meets: of a picture or of a tile."""
+    if plan.tiles_decode:
+        return min(latents.height, TILE), min(latents.width, TILE)
+    return latents.height, latents.width
 
 
 def _out_of_memory(request: GenerationRequest, plan: MemoryPlan, reason: str) -> DeviceMemoryError:

@@ -25,6 +25,7 @@ from zimage_ui import __version__
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.base import ModelInfo, ProgressListener, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
+from zimage_ui.generator.fast.streaming import streamed_names
 from zimage_ui.generator.fingerprint import model_fingerprint, text_encoder_fingerprint
 from zimage_ui.generator.layout import ModelFolder, WeightedPart, is_qwen_tokenizer, open_model_folder
 from zimage_ui.generator.memory import release_memory
@@ -32,6 +33,7 @@ from zimage_ui.generator.model_errors import LOAD_ERRORS, as_load_error
 from zimage_ui.generator.placement import (
     Device,
     DtypeChoice,
+    MemoryBudget,
     ModelSizes,
     PlanChoice,
     choose_dtype,
@@ -96,12 +98,19 @@ class _Choices:
     dtype: DtypeChoice
     plan: PlanChoice
 
-    def smaller(self) -> _Choices | None:
-        """The same with the next smaller plan, because this one ran out of memory."""
+    def budget(self, sizes: ModelSizes) -> MemoryBudget | None:
+        """What requests are judged by; None on a CPU, whose memory others take and give back."""
+        if not self.device.is_gpu:
+            return None
+        return MemoryBudget(sizes=sizes, itemsize=self.dtype.itemsize, free_bytes=self.device.free_bytes)
+
+    def smaller(self, layers: int) -> _Choices | None:
+        """The same with the next smaller plan for a transformer of so many layers: this one ran out of memory."""
         plan = self.plan.plan.smaller if self.device.is_gpu else None
         if plan is None:
             return None
-        return replace(self, plan=PlanChoice(plan, f"the plan {self.plan.plan} ran out of memory while loading"))
+        reason = f"the plan {self.plan.plan} ran out of memory while loading"
+        return replace(self, plan=PlanChoice(plan, reason, plan.streamed_layers(layers)))
 
 
 def load_components(model: str, *, progress: ProgressListener) -> tuple[Components, ModelInfo]:
@@ -164,7 +173,7 @@ def _load_in_some_plan(files: ModelFolder, choices: _Choices, way: _Way) -> tupl
             return _load(files, choices, way), choices
         except torch.OutOfMemoryError as error:
             _log.warning("the plan %s ran out of memory while loading: %s", choices.plan.plan, error)
-            following = choices.smaller()
+            following = choices.smaller(files.transformer.config["n_layers"])
             if following is None:
                 raise
         release_memory(torch.device(choices.device.torch_name))
@@ -177,6 +186,8 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     transformer = make_empty(lambda: ZImageTransformer2DModel.from_config(files.transformer.config))
     vae = make_empty(lambda: AutoencoderKL.from_config(files.vae.config))
     text_encoder = make_empty(lambda: Qwen3Model(_text_encoder_config(files.text_encoder, dtype)))
+    layers: int = files.transformer.config["n_layers"]
+    on_host = {"transformer": streamed_names(choices.plan.streamed_layers, layers)}
     places = {
         "transformer": (transformer, device),
         "vae": (vae, device),
@@ -187,7 +198,7 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     count = _Count(files, way)
     for part in files.parts:
         module, place = places[part.name]
-        fill(module, part, place, dtype, count.loaded)
+        fill(module, part, place, dtype, count.loaded, on_host.get(part.name, ()))
     if not choices.device.is_gpu:
         # oneDNN's own order: decoding takes 10 to 20 % less time on a CPU (and, without a compiler, more on a GPU)
         vae.to(memory_format=torch.channels_last)
@@ -200,6 +211,8 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
         device=device,
         dtype=dtype,
         memory_plan=choices.plan.plan,
+        streamed_layers=choices.plan.streamed_layers,
+        budget=choices.budget(_sizes(files)),
         text_encoder_fingerprint=text_encoder_fingerprint(files.folder),
     )
 
@@ -233,6 +246,7 @@ def _sizes(files: ModelFolder) -> ModelSizes:
         vae=files.vae.parameter_count,
         transformer_width=files.transformer.config["dim"],
         vae_width=files.vae.config["block_out_channels"][1],
+        transformer_layers=files.transformer.config["n_layers"],
     )
 
 

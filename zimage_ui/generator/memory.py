@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 
@@ -30,24 +31,33 @@ class MemoryLadder:
         self._patience = FIRST_PATIENCE
         self._went_well = 0
 
-    def plan_for(self, pixels: int) -> MemoryPlan:
-        """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are."""
+    def plan_for(self, pixels: int, may_do: Callable[[MemoryPlan], bool] = lambda _: True) -> MemoryPlan:
+        """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are.
+
+        Args:
+            pixels: of all pictures of a job.
+            may_do: what is known of a plan beforehand; by default, nothing is.
+        """
         for plan in self._rungs:
-            if pixels < self._too_much.get(plan, pixels + 1):
+            if pixels < self._too_much.get(plan, pixels + 1) and may_do(plan):
                 return plan
         return self._rungs[-1]
 
     def ran_out(self, plan: MemoryPlan, pixels: int, *, decoding: bool = False) -> MemoryPlan | None:
         """Remember that `pixels` were too many for `plan`; the next smaller plan, if there is one.
 
-        What ran out while `decoding` needs tiles: plans without them are passed over.
+        What ran out while `decoding` needs tiles, and what ran out before needs less of the model on the device: plans
+        that bring nothing of the kind are passed over.
         """
         self._went_well = 0
-        for rung in self._rungs[self._rungs.index(plan) :]:
-            if rung is not plan and (rung.tiles_decode or not decoding):
-                return rung
+        place = self._rungs.index(plan)
+        below = self._rungs[place + 1 :]
+        helps = [rung for rung in below if (rung.tiles_decode if decoding else rung.weights_away > plan.weights_away)]
+        smaller = next(iter(helps or below), None)
+        passed = self._rungs[place : self._rungs.index(smaller) if smaller else None]
+        for rung in passed:
             self._too_much[rung] = min(pixels, self._too_much.get(rung, pixels))
-        return None
+        return smaller
 
     def went_well(self, plan: MemoryPlan) -> None:
         """A job was made with `plan`; after enough of them the plan above is no longer held to be too small."""
@@ -62,11 +72,11 @@ class MemoryLadder:
 
 
 def _rungs(plan: MemoryPlan, device: torch.device) -> list[MemoryPlan]:
-    """The plans from `plan` down; on a CPU, host and device are one, and offloading gains nothing."""
+    """The plans from `plan` down; on a CPU, host and device are one, and only tiles gain anything."""
     plans = list(MemoryPlan)
     rungs = plans[plans.index(plan) :]
     if device.type == "cpu":
-        rungs = [rung for rung in rungs if rung in (plan, MemoryPlan.SMALLEST)]
+        rungs = [rung for rung in rungs if rung in (plan, MemoryPlan.TILED)]
     return rungs
 
 

@@ -6,10 +6,11 @@ Everything here but `read_device` is arithmetic over a frozen `Device`, so that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zimage_ui.errors import DeviceMemoryError
-from zimage_ui.generator.components import MemoryPlan
+from zimage_ui.generator.components import STREAM_SLOTS, MemoryPlan
 from zimage_ui.generator.units import data_size
 
 # NVIDIA cards compute in bf16 since Ampere; before that torch only emulates it.
@@ -27,6 +28,10 @@ _MAX_CAPTION_TOKENS = 512
 # Of a tile, in pixels; and the tiles are put together in three colours and a weight, in fp32.
 _TILE_SIDE = 512
 _MOSAIC_BYTES_A_PIXEL = 16
+# The share of the working memory by which the reckoning may be too high.
+_UNSURE = 0.3
+# What PCIe 4.0 with 16 lanes moves from page-locked memory, bytes a second; only for the reason that people read.
+_BUS_BYTES_A_S = 25e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class Device:
         name: for people.
         free_bytes, total_bytes: its memory; a CPU's is the host's.
         capability: of an NVIDIA GPU, as (major, minor); None on a CPU.
+        host_free_bytes: for what a GPU leaves in host memory; None where nobody has looked.
     """
 
     torch_name: str
@@ -45,6 +51,7 @@ class Device:
     free_bytes: int
     total_bytes: int
     capability: tuple[int, int] | None = None
+    host_free_bytes: int | None = None
 
     @property
     def is_gpu(self) -> bool:
@@ -75,6 +82,7 @@ class ModelSizes:
         text_encoder, transformer, vae: their numbers of parameters.
         transformer_width: values of one token.
         vae_width: channels of the VAE's largest activations, those at full resolution.
+        transformer_layers: main layers, those that can be streamed.
     """
 
     text_encoder: int
@@ -82,6 +90,13 @@ class ModelSizes:
     vae: int
     transformer_width: int
     vae_width: int
+    transformer_layers: int = 0
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer's matrix products: four of the attention, three of the feed-forward."""
+        hidden = int(self.transformer_width / 3 * 8)
+        return self.transformer_width * (4 * self.transformer_width + 3 * hidden)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +105,9 @@ class MemoryNeed:
 
     Attributes:
         text_encoder_bytes, transformer_bytes, vae_bytes: weights, in the dtype that is computed in.
-        working_bytes: beside the weights, at the peak of one picture of the default size.
+        working_bytes: beside the weights, for one picture of the default size.
         tiled_working_bytes: the same when the picture is decoded in tiles.
+        layer_bytes, layers: the weights of each of the transformer's layers that can be streamed, and how many.
     """
 
     text_encoder_bytes: int
@@ -99,31 +115,45 @@ class MemoryNeed:
     vae_bytes: int
     working_bytes: int
     tiled_working_bytes: int
+    layer_bytes: int = 0
+    layers: int = 0
 
-    def of(self, plan: MemoryPlan) -> int:
-        """What `plan` takes at its peak."""
+    def of(self, plan: MemoryPlan, streamed_layers: int = 0) -> int:
+        """What `plan` takes at its peak with so many layers streamed."""
         weights = self.transformer_bytes + self.vae_bytes
         weights += self.text_encoder_bytes if plan.keeps_text_encoder else 0
+        weights -= self.layer_bytes * max(streamed_layers - STREAM_SLOTS, 0)
         return weights + (self.tiled_working_bytes if plan.tiles_decode else self.working_bytes)
+
+    def on_host(self, plan: MemoryPlan, streamed_layers: int = 0) -> int:
+        """What `plan` leaves in host memory."""
+        return self.layer_bytes * streamed_layers + (0 if plan.keeps_text_encoder else self.text_encoder_bytes)
+
+    @property
+    def least(self) -> tuple[MemoryPlan, int]:
+        """The smallest plan, and how many layers it streams."""
+        return MemoryPlan.SMALLEST, MemoryPlan.SMALLEST.streamed_layers(self.layers)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanChoice:
-    """A memory plan and why it was chosen, for people."""
+    """A memory plan and why it was chosen, for people; and how many of the transformer's layers it streams."""
 
     plan: MemoryPlan
     reason: str
+    streamed_layers: int = 0
 
 
-def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int) -> MemoryNeed:
-    """What a model takes for one picture of `size` (width, height), computed at `itemsize` bytes a number.
+def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int, pictures: int = 1) -> MemoryNeed:
+    """What a model takes for `pictures` of `size` (width, height) at once, computed at `itemsize` bytes a number.
 
     The factors are measured: torch's peak over one forward of the full-size parts in bf16, less their weights, divided
     by tokens x width x 2 bytes and by pixels x width x 2 bytes; the same from 512 x 512 to 2048 x 2048.
+    Sampling and decoding do not happen at once, but what is recorded for each keeps its memory.
     """
     width, height = size
     tokens = width * height // _PIXELS_A_TOKEN + _MAX_CAPTION_TOKENS
-    sampling = round(_TRANSFORMER_FACTOR * tokens * sizes.transformer_width * itemsize)
+    sampling = round(_TRANSFORMER_FACTOR * pictures * tokens * sizes.transformer_width * itemsize)
 
     def decoding(pixels: int) -> int:
         return round(_VAE_FACTOR * pixels * sizes.vae_width * itemsize)
@@ -133,26 +163,60 @@ def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int) -> Memo
         text_encoder_bytes=sizes.text_encoder * itemsize,
         transformer_bytes=sizes.transformer * itemsize,
         vae_bytes=sizes.vae * itemsize,
-        working_bytes=max(sampling, decoding(width * height)),
-        tiled_working_bytes=max(sampling, decoding(tile_pixels) + _MOSAIC_BYTES_A_PIXEL * width * height),
+        working_bytes=sampling + decoding(width * height),
+        tiled_working_bytes=sampling + decoding(tile_pixels) + _MOSAIC_BYTES_A_PIXEL * width * height,
+        layer_bytes=sizes.layer * itemsize,
+        layers=sizes.transformer_layers,
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """What there was for a model when it was loaded, to judge requests by before they are begun.
+
+    Attributes:
+        sizes: of the model.
+        itemsize: bytes of one number.
+        free_bytes: of the device.
+    """
+
+    sizes: ModelSizes
+    itemsize: int
+    free_bytes: int
+
+    def may_do(self, plan: MemoryPlan, streamed_layers: int, size: tuple[int, int], pictures: int) -> bool:
+        """Whether it is worth trying `pictures` of `size` (width, height) with `plan`.
+
+        Generous: a plan that would have done and is not tried is lost for good, one that fails is remembered.
+        """
+        need = memory_need(self.sizes, size, self.itemsize, pictures)
+        working_bytes = need.tiled_working_bytes if plan.tiles_decode else need.working_bytes
+        return need.of(plan, streamed_layers) - _UNSURE * working_bytes <= self.free_bytes
+
+
 def read_device() -> Device:
-    """The first NVIDIA GPU that torch can use, otherwise the CPU."""
+    """The first NVIDIA GPU that torch can use, otherwise the CPU.
+
+    What this process was told to keep to (`torch.cuda.set_per_process_memory_fraction`) counts like a smaller card.
+    """
     import psutil
     import torch
 
+    memory = psutil.virtual_memory()
     if torch.cuda.is_available():
         free_bytes, total_bytes = torch.cuda.mem_get_info(0)
+        allowed_bytes = int(torch.cuda.get_per_process_memory_fraction(0) * total_bytes)
+        if allowed_bytes < total_bytes:
+            free_bytes = min(free_bytes, allowed_bytes - torch.cuda.memory_reserved(0))
+            total_bytes = allowed_bytes
         return Device(
             torch_name="cuda:0",
             name=torch.cuda.get_device_name(0),
             free_bytes=free_bytes,
             total_bytes=total_bytes,
             capability=torch.cuda.get_device_capability(0),
+            host_free_bytes=memory.available,
         )
-    memory = psutil.virtual_memory()
     threads = torch.get_num_threads()
     return Device(
         torch_name="cpu",
@@ -187,21 +251,52 @@ def choose_plan(device: Device, need: MemoryNeed) -> PlanChoice:
             )
         return PlanChoice(MemoryPlan.RESIDENT, "the CPU works on the host's memory: there is nothing to move")
     usable_bytes = device.free_bytes - _GPU_RESERVE_BYTES
-    reasons = {
-        MemoryPlan.RESIDENT: "everything fits",
-        MemoryPlan.TEXT_ENCODER_OFFLOADED: (
-            f"the text encoder ({data_size(need.text_encoder_bytes)}) does not fit beside the rest"
-        ),
-        MemoryPlan.SMALLEST: (
-            f"the text encoder ({data_size(need.text_encoder_bytes)}) does not fit beside the rest, "
-            "and neither does decoding a picture in one piece"
-        ),
-    }
-    for plan, reason in reasons.items():
-        if need.of(plan) <= usable_bytes:
-            return PlanChoice(plan, f"{reason}: {data_size(need.of(plan))} needed, {free}")
+    for plan, streamed in _from_fastest(need):
+        if need.of(plan, streamed) <= usable_bytes and _fits_host(device, need.on_host(plan, streamed)):
+            fits = f"{data_size(need.of(plan, streamed))} needed, {free}"
+            return PlanChoice(plan, f"{_reason(plan, streamed, need)}: {fits}", streamed)
+    least_bytes = need.of(*need.least) + _GPU_RESERVE_BYTES
+    if least_bytes <= device.free_bytes and device.host_free_bytes is not None:
+        raise DeviceMemoryError(
+            f"{device.name} has {free}, and the host {data_size(device.host_free_bytes)}; the smallest plan needs "
+            f"{data_size(least_bytes)} on the GPU and {data_size(need.on_host(*need.least))} of host memory.",
+            "Close other programs, or set ZIMAGE_MODEL=auto for the small model.",
+        )
     raise DeviceMemoryError(
         f"{device.name} has {free} of {data_size(device.total_bytes)}; "
-        f"the smallest plan needs {data_size(need.of(MemoryPlan.SMALLEST) + _GPU_RESERVE_BYTES)}.",
+        f"the smallest plan needs {data_size(least_bytes)}.",
         "Close other programs that use the GPU, or set ZIMAGE_MODEL=auto for the small model.",
     )
+
+
+def _from_fastest(need: MemoryNeed) -> Iterator[tuple[MemoryPlan, int]]:
+    """The plans that a load may begin with, and how many layers they stream; each takes less than the one before.
+
+    Streaming changes no pixel and tiles do, so all that streaming can save is saved first.
+    """
+    yield MemoryPlan.RESIDENT, 0
+    yield MemoryPlan.TEXT_ENCODER_OFFLOADED, 0
+    for streamed in range(STREAM_SLOTS + 1, need.layers + 1):
+        yield MemoryPlan.STREAMED, streamed
+    yield need.least
+
+
+def _fits_host(device: Device, size_bytes: int) -> bool:
+    return device.host_free_bytes is None or size_bytes <= device.host_free_bytes
+
+
+def _reason(plan: MemoryPlan, streamed: int, need: MemoryNeed) -> str:
+    if plan is MemoryPlan.RESIDENT:
+        return "everything fits"
+    encoder = f"the text encoder ({data_size(need.text_encoder_bytes)})"
+    if plan is MemoryPlan.TEXT_ENCODER_OFFLOADED:
+        return f"{encoder} does not fit beside the rest"
+    moved_bytes = streamed * need.layer_bytes
+    reason = (
+        f"neither {encoder} nor {streamed} of the transformer's {need.layers} layers ({data_size(moved_bytes)}) fit "
+        "beside the rest and both stay in host memory; copying the layers takes "
+        f"{moved_bytes / _BUS_BYTES_A_S:.2f} s a step at {_BUS_BYTES_A_S / 1e9:.0f} GB/s, unless computing takes longer"
+    )
+    if plan is MemoryPlan.STREAMED:
+        return reason
+    return f"{reason}; and pictures are decoded in tiles, since one piece does not fit either"

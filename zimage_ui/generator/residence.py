@@ -9,6 +9,7 @@ prompt; a cached prompt costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import psutil
@@ -16,10 +17,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from zimage_ui.generator.page_locked import HostBuffer
+
 _Fetch = Callable[[torch.Tensor], torch.Tensor]
 
-# Pinned memory cannot be swapped and torch rounds it up: leave the host at least as much again.
-_PIN_RESERVE = 2
+# Locked pages cannot be swapped: the host keeps so many bytes to move in, or nothing is locked.
+_LEFT_TO_HOST_BYTES = 4 * 10**9
+_ALIGNMENT_BYTES = 256
 
 
 class VisitingLayers:
@@ -66,6 +70,7 @@ class TextEncoderResidence:
         self._text_encoder = text_encoder
         self._device = device
         self._visits: VisitingLayers | None = None
+        self._homes: list[HostBuffer] = []
         self._is_resident: bool | None = None
 
     def settle(self, *, resident: bool) -> None:
@@ -84,24 +89,36 @@ class TextEncoderResidence:
                 self._visits = None
             if resident:
                 self._text_encoder.to(self._device)
+                self._homes.clear()
             else:
                 self._leave()
         self._is_resident = resident
 
     def _leave(self) -> None:
-        keep = _pinned if _pinning_is_affordable(self._text_encoder) else torch.Tensor.cpu
-        for parameter in self._text_encoder.parameters():
-            parameter.data = keep(parameter.data)
-        # Buffers stay: the only ones are the rotary frequencies, and the model brings those along by itself.
         layers = self._text_encoder.get_submodule("layers")
         assert isinstance(layers, nn.ModuleList)
+        homes: list[HostBuffer] = []
+        for layer in layers:
+            locked = psutil.virtual_memory().available > _LEFT_TO_HOST_BYTES
+            homes.append(_moved_home(layer, locked=locked))
+        self._homes = homes
+        # The table of tokens does not visit: its rows are looked up where it is.
+        for parameter in self._text_encoder.parameters():
+            parameter.data = parameter.data.cpu()
+        # Buffers stay: the only ones are the rotary frequencies, and the model brings those along by itself.
         self._visits = VisitingLayers(layers, lambda weight: weight.to(self._device, non_blocking=True))
 
 
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_pinned() else tensor.cpu().pin_memory()
+def _moved_home(layer: nn.Module, *, locked: bool) -> HostBuffer:
+    """All parameters of `layer` in one buffer of host memory, of which they are views from now on."""
+    parameters = list(layer.parameters())
+    places = list(accumulate((_aligned(parameter.nbytes) for parameter in parameters), initial=0))
+    home = HostBuffer(places[-1], locked=locked)
+    for parameter, begin in zip(parameters, places[:-1], strict=True):
+        view = home.bytes[begin : begin + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+        parameter.data = view.copy_(parameter.data)
+    return home
 
 
-def _pinning_is_affordable(module: nn.Module) -> bool:
-    size_bytes = sum(parameter.nbytes for parameter in module.parameters())
-    return psutil.virtual_memory().available > _PIN_RESERVE * size_bytes
+def _aligned(size_bytes: int) -> int:
+    return size_bytes + -size_bytes % _ALIGNMENT_BYTES

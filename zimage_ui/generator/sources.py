@@ -25,6 +25,7 @@ TURBO_SIZES = ModelSizes(
     vae=83_819_683,
     transformer_width=3840,
     vae_width=256,
+    transformer_layers=30,
 )
 
 

@@ -6,7 +6,7 @@ So a model never stands in memory twice, nor as a whole in the dtype that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import closing
 from typing import TypeVar
 
@@ -39,9 +39,22 @@ def make_empty(make: Callable[[], _Module]) -> _Module:
 
 
 def fill(
-    module: nn.Module, part: WeightedPart, device: torch.device, dtype: torch.dtype, on_loaded: LoadListener
+    module: nn.Module,
+    part: WeightedPart,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_loaded: LoadListener,
+    on_host: Container[str] = (),
 ) -> None:
-    """Give an empty `module` the weights of `part`, on `device` and in `dtype`, ready for inference.
+    """Give an empty `module` the weights of `part`, in `dtype`, ready for inference.
+
+    Args:
+        module: without memory for its parameters.
+        part: where they are.
+        device: where they go.
+        dtype: what they become.
+        on_loaded: hears of each.
+        on_host: the module's names of those that go to host memory instead.
 
     Raises:
         ModelDamagedError: the weights are not exactly those that the module needs, or a file ends too early.
@@ -49,11 +62,14 @@ def fill(
         torch.OutOfMemoryError: the device has no room.
     """
     names = match(module, part)
-    with closing(read_tensors(part.weights, names.keys(), device)) as tensors:
-        for weight, key, tensor in tensors:
-            _put(module, names[key], tensor.to(dtype))
-            on_loaded(weight, tensor.nbytes)
-    module.to(device)  # the buffers; the parameters are there already
+    away = {key for key, name in names.items() if name in on_host}
+    for wanted, place in ((names.keys() - away, device), (away, torch.device("cpu"))):
+        with closing(read_tensors(part.weights, wanted, place)) as tensors:
+            for weight, key, tensor in tensors:
+                _put(module, names[key], tensor.to(dtype))
+                on_loaded(weight, tensor.nbytes)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
     module.requires_grad_(False).eval()
 
 

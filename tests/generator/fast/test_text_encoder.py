@@ -132,8 +132,9 @@ class TestWithARecorder:
         assert torch.equal(first, kept)
 
     def test_released_it_holds_no_weights_and_is_prepared_anew(self, encoder, recorder):
+        assert not encoder.release()
         encoder.prepare(10)
-        encoder.release()
+        assert encoder.release()
         assert encoder._weights is None
         assert not encoder.is_prepared(10)
         assert encoder.prepare(10)

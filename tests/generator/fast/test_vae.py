@@ -144,6 +144,22 @@ class TestWithARecorder:
         assert decoder.prepare(8, 8)
         assert recorder.recorded == 2
 
+    def test_without_recording_it_compiles_and_keeps_no_memory(self, decoder, recorder, stock_calls, noise):
+        expected = by_stock(decoder._vae, noise(1, 16, 8, 8))
+        stock_calls.clear()
+        assert decoder.prepare(8, 8, record=False)
+        assert decoder.prepare(8, 8, record=False)
+        assert (recorder.recorded, decoder.is_prepared(8, 8)) == (0, True)
+        assert torch.allclose(decoder.decode(noise(1, 16, 8, 8))[0], expected, atol=1e-5)
+        assert stock_calls == []
+        assert not decoder.release()
+        assert not decoder.is_prepared(8, 8)
+
+    def test_what_was_recorded_gives_memory_back(self, decoder):
+        assert not decoder.release()
+        assert decoder.prepare(8, 8)
+        assert decoder.release()
+
     def test_a_failed_preparation_is_logged_and_loses_no_picture(self, stock, noise, caplog):
         class Broken:
             def record(self, work: Any) -> Any:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,7 @@ from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, Recorded
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
+from zimage_ui.generator.fast.slots import Transfer
 from zimage_ui.generator.fast.step import EAGER, PassPlan, StepFunctions, StepNetwork
 
 if TYPE_CHECKING:
@@ -54,23 +55,32 @@ class FastTransformer:
         dtype: torch.dtype,
         make_recorder: Callable[[], Recorder] | None = None,
         ways: Sequence[Callable[[], StepFunctions]] | None = None,
+        streamed_layers: int = 0,
+        transfer: Transfer[Any] | None = None,
     ) -> None:
         """Fuse the weights of `transformer`, block by block.
 
         Args:
-            transformer: on `device`, in `dtype`, for inference.
+            transformer: on `device`, in `dtype`, for inference; but for the layers that are streamed from the start,
+                whose products may be on the host (`streaming.streamed_names`).
             device: where it computes.
             dtype: in what it computes.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the functions that are recorded, tried in this order until one works; None is compiled, and
                 then not.
+            streamed_layers: how many live on the host from the start; `stream` changes it.
+            transfer: brings them to the device; None is CUDA's own.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for it.
         """
         self._device = device
         self._dtype = dtype
         self._embedder = transformer.rope_embedder
         self._channels: int = transformer.in_channels
         with torch.no_grad():
-            self.network = StepNetwork(transformer)
+            self.network = StepNetwork(transformer, device, transfer)
+            self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
         if make_recorder is None and device.type == "cuda":
             make_recorder = partial(CudaRecorder, device)
@@ -129,11 +139,27 @@ class FastTransformer:
         """Whether a denoiser of `shape` would use what was prepared for it."""
         return shape in self._passes
 
-    def release(self) -> None:
-        """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again."""
+    def release(self) -> bool:
+        """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again.
+
+        Returns:
+            Whether anything was recorded, so that there is more memory now.
+        """
+        held_memory = len(self._passes) > 0 and not self.network.layers.streamed
         self._passes.clear()
         self._rotaries.clear()
         self._renew_recorder()  # with a pool that holds nothing
+        return held_memory
+
+    def stream(self, layers: int) -> None:
+        """Let so many of the main layers live on the host; what was prepared is dropped if that moves any.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for the others.
+        """
+        if not self.network.layers.is_settled(layers):
+            self.release()  # first: graphs hold on to memory, and read the weights where they were
+            self.network.layers.settle(layers)
 
     def _renew_recorder(self) -> None:
         if self._make_recorder:
@@ -143,8 +169,12 @@ class FastTransformer:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
         backend = fastest_backend(attention_shape, self._dtype, self._device)
         plan = PassPlan(shape, self._rotary(shape), backend, way())
-        examples = self._examples(shape)
-        return RecordedFunction(partial(self.network.velocity, plan), examples, recorder)
+        velocity, examples = partial(self.network.velocity, plan), self._examples(shape)
+        if self.network.layers.streamed:
+            # Not as a graph: the round of the slots goes on from pass to pass, and launching hides behind the copies.
+            velocity(*examples)
+            return velocity
+        return RecordedFunction(velocity, examples, recorder)
 
     def _examples(self, shape: DenoiserShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs of the right sizes, of no meaning."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -20,6 +20,8 @@ from zimage_ui.generator.fast.patches import from_patches, to_patches
 from zimage_ui.generator.fast.projections import packed, packing_pays
 from zimage_ui.generator.fast.rotary import Rotary, caption_positions, rotation_table
 from zimage_ui.generator.fast.shapes import PATCH_KEY, TOKEN_MULTIPLE, DenoiserShape, padded
+from zimage_ui.generator.fast.slots import Transfer
+from zimage_ui.generator.fast.streaming import StreamedLayers
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -100,26 +102,44 @@ class PassPlan:
 
 
 class StepNetwork:
-    """A stock transformer's weights, laid out for passes; its own parameters become views of them."""
+    """A stock transformer's weights, laid out for passes; its own parameters become views of them.
 
-    def __init__(self, transformer: ZImageTransformer2DModel) -> None:
+    Attributes:
+        refiner, context: the blocks that only the image's tokens pass, and only the caption's.
+        layers: the main ones, some of which may be streamed.
+    """
+
+    def __init__(
+        self,
+        transformer: ZImageTransformer2DModel,
+        device: torch.device | None = None,
+        transfer: Transfer[Any] | None = None,
+    ) -> None:
+        """Fuse the weights where they are.
+
+        Args:
+            transformer: for inference.
+            device: where it computes; None is where it is.
+            transfer: brings streamed layers to the device; None is CUDA's own.
+        """
         final = transformer.all_final_layer[PATCH_KEY]
         embedder = transformer.all_x_embedder[PATCH_KEY]
         self._transformer = transformer
         self.refiner = [block_weights(block) for block in transformer.noise_refiner]
-        self.layers = [block_weights(block) for block in transformer.layers]
+        layers = [block_weights(block) for block in transformer.layers]
         self.context = [block_weights(block) for block in transformer.context_refiner]
         self._context_rows = [plain_rows(block) for block in transformer.context_refiner]
         self._entry = EntryWeights(embedder.weight, embedder.bias, transformer.x_pad_token, self.refiner[0].eps)
         self._exit = ExitWeights(final.linear.weight, final.linear.bias, final.norm_final.eps)
-        if packing_pays(transformer):
-            self.refiner, self.layers = _pack(self.refiner), _pack(self.layers)
+        self._eps, self._head_dim = layers[0].eps, layers[0].query_norm.shape[-1]
+        if transfer is None and packing_pays(transformer):
+            self.refiner, layers = _pack(self.refiner), _pack(layers)
+        self.layers = StreamedLayers(transformer.layers, layers, device or transformer.device, transfer)
 
     @property
     def heads_shape(self) -> tuple[int, int]:
         """Number of attention heads, and values of each."""
-        head_dim = self.layers[0].query_norm.shape[-1]
-        return self._transformer.dim // head_dim, head_dim
+        return self._transformer.dim // self._head_dim, self._head_dim
 
     @property
     def dim(self) -> int:
@@ -169,18 +189,18 @@ class StepNetwork:
             for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
                 tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image)
             tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)])
-            for weights, block_rows in zip(self.layers[:-1], layer_windows[:-1], strict=True):
-                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole)
-            # Nobody reads the captions after this block. Compiled, leaving them out would not pay for its compilation.
-            kept = None if run.specialised else shape.image_tokens
-            tokens, _ = run.block(tokens, normed, self.layers[-1], layer_windows[-1], plan.rotary.whole, kept)
+            for number, (weights, block_rows) in enumerate(zip(self.layers, layer_windows, strict=True), 1):
+                # Nobody reads the captions after the last. Leaving them out would not pay for its compilation.
+                ends = number == len(self.layers) and not run.specialised
+                kept = (shape.image_tokens,) if ends else ()
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole, *kept)
             return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
 
     def _join(
         self, tokens: torch.Tensor, normed: torch.Tensor, captions: torch.Tensor, scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The captions behind the image's tokens, and their norm behind the image's."""
-        normed_captions = norm(captions, scale, self.layers[0].eps).to(captions.dtype)
+        normed_captions = norm(captions, scale, self._eps).to(captions.dtype)
         return torch.cat((tokens, captions), dim=1), torch.cat((normed, normed_captions), dim=1)
 
 

@@ -207,11 +207,17 @@ class FastTextEncoder:
         """Whether prompts of so many tokens are encoded by what was prepared for them."""
         return padded(tokens) in self._recorded
 
-    def release(self) -> None:
-        """Drop what was prepared and every hold on the weights: they are about to move, or memory ran out."""
+    def release(self) -> bool:
+        """Drop what was prepared and every hold on the weights: they are about to move, or memory ran out.
+
+        Returns:
+            Whether anything was recorded, so that there is more memory now.
+        """
+        held_memory = len(self._recorded) > 0
         self._weights = None
         self._recorded.clear()
         self._renew_recorder()  # with a pool that holds nothing
+        return held_memory
 
     def _renew_recorder(self) -> None:
         if self._make_recorder:

@@ -64,6 +64,7 @@ class FastDecoder:
         self._layers = _layers_of(vae, (layers or _maker_for(device))())
         self._runs_layers = self._recorder is None
         self._recorded: RecentlyUsed[tuple[int, int], RecordedFunction] = RecentlyUsed(_KEPT_SIZES)
+        self._unrecorded: set[tuple[int, int]] = set()
 
     def decode(self, latents: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
         """What the VAE makes of scaled and shifted `latents`, as `AutoencoderKL.decode` answers without `return_dict`.
@@ -89,41 +90,59 @@ class FastDecoder:
         return (picture,)
 
     @torch.inference_mode()
-    def prepare(self, height: int, width: int) -> bool:
+    def prepare(self, height: int, width: int, *, record: bool = True) -> bool:
         """Compile and record what latents of `height` x `width` need. Costs nothing when it is done.
 
         A failure is logged, and pictures of that size are decoded as if nobody had prepared it.
+
+        Args:
+            height: of the latents.
+            width: of the latents.
+            record: False only compiles. What is recorded keeps its memory (2.6 GB for a megapixel in full size), which
+                a small card has better uses for.
 
         Returns:
             Whether that size is prepared; a CPU prepares nothing.
         """
         if self._recorder is None or self._layers is None:
             return False
-        if (height, width) in self._recorded:
+        if (height, width) in (self._recorded if record else self._unrecorded):
             return True
         begun, what = time.perf_counter(), f"decoding {height} x {width} latents"
         shape = (1, self.config.latent_channels, height, width)
         example = torch.zeros(shape, device=self._device, dtype=self.dtype)
         with _measuring_convolutions():
-            recorded = attempt(
-                partial(RecordedFunction, self._run, (example,), self._recorder), f"{what} is not prepared"
-            )
-        if recorded is None:
+            prepared = attempt(partial(self._prepare, example, self._recorder, record), f"{what} is not prepared")
+        if prepared is None:
             self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
             return False
-        self._recorded.put((height, width), recorded)
         self._runs_layers = True
         _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
         return True
 
     def is_prepared(self, height: int, width: int) -> bool:
         """Whether latents of `height` x `width` are decoded by what was prepared for them."""
-        return (height, width) in self._recorded
+        return (height, width) in self._recorded or (height, width) in self._unrecorded
 
-    def release(self) -> None:
-        """Drop what was prepared, because memory ran out."""
+    def release(self) -> bool:
+        """Drop what was prepared, because memory ran out.
+
+        Returns:
+            Whether anything was recorded, so that there is more memory now.
+        """
+        held_memory = len(self._recorded) > 0
         self._recorded.clear()
+        self._unrecorded.clear()
         self._renew_recorder()  # with a pool that holds nothing
+        return held_memory
+
+    def _prepare(self, example: torch.Tensor, recorder: Recorder, record: bool) -> bool:
+        if record:
+            self._recorded.put(_size(example), RecordedFunction(self._run, (example,), recorder))
+        else:
+            self._run(example)
+            self._unrecorded.add(_size(example))
+        return True
 
     def _renew_recorder(self) -> None:
         if self._make_recorder:
