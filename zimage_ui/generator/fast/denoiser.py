@@ -24,6 +24,7 @@ from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
 from zimage_ui.generator.fast.step import EAGER, PassPlan, StepFunctions, StepNetwork
+from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -43,7 +44,8 @@ _KEPT_ROTARIES = 32
 class FastTransformer:
     """A stock Z-Image transformer, made fast; made once, where the model is loaded.
 
-    The stock module goes on working: its weights become views of the fused ones.
+    The stock module goes on working, its weights become views of the fused ones; but for the lossy precisions, which
+    take its matrices away block by block.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class FastTransformer:
         dtype: torch.dtype,
         make_recorder: Callable[[], Recorder] | None = None,
         ways: Sequence[Callable[[], StepFunctions]] | None = None,
+        precision: Precision = Precision.EXACT,
     ) -> None:
-        """Fuse the weights of `transformer`, block by block.
+        """Fuse, or round, the weights of `transformer`, block by block.
 
         Args:
             transformer: on `device`, in `dtype`, for inference.
@@ -63,13 +66,14 @@ class FastTransformer:
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the functions that are recorded, tried in this order until one works; None is compiled, and
                 then not.
+            precision: of the blocks' matrix products.
         """
         self._device = device
         self._dtype = dtype
         self._embedder = transformer.rope_embedder
         self._channels: int = transformer.in_channels
         with torch.no_grad():
-            self.network = StepNetwork(transformer)
+            self.network = StepNetwork(transformer, precision)
         self._modulation = ModulationTables(transformer)
         if make_recorder is None and device.type == "cuda":
             make_recorder = partial(CudaRecorder, device)
