@@ -131,6 +131,7 @@ def _report(
         "truncated_tokens": result.truncated_tokens,
         "memory": asdict(result.memory) if result.memory else None,
         "memory_plan": result.memory_plan,
+        "precision": result.precision,
         "model": asdict(info),
     }
 

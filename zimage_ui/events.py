@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from zimage_ui.errors import ZImageError
-from zimage_ui.request import GenerationRequest, ImageFormat, Preview
+from zimage_ui.request import GenerationRequest, ImageFormat, Precision, Preview
 from zimage_ui.stages import Stage, Timings
 
 
@@ -79,6 +79,7 @@ class Sampled(Event):
         truncated_tokens: tokens beyond the model's maximum that were cut off.
         preview_ms: what all previews of this job cost together.
         memory_plan: the plan that really made the pictures; empty when the generator has none.
+        precision: of the transformer's matrix products.
     """
 
     nfe: int
@@ -87,6 +88,7 @@ class Sampled(Event):
     truncated_tokens: int
     preview_ms: float
     memory_plan: str = ""
+    precision: Precision = Precision.EXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

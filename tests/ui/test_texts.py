@@ -8,7 +8,7 @@ import pytest
 from zimage_ui import errors
 from zimage_ui.generator.base import WarmupPhase
 from zimage_ui.jobs.records import JobPhase
-from zimage_ui.request import ImageFormat, SchedulerName
+from zimage_ui.request import ImageFormat, Precision, SchedulerName
 from zimage_ui.stages import Stage
 from zimage_ui.telemetry.nvml import throttle_reason_names
 from zimage_ui.ui.texts import LANGUAGES, catalogue, text
@@ -16,7 +16,19 @@ from zimage_ui.ui.texts import LANGUAGES, catalogue, text
 HAN = re.compile(r"[\u4e00-\u9fff]")
 LITERAL = re.compile(r'"([a-z]+(?:[.-][\w-]+)*)"')
 # Keys that are put together where they are used; `test_families` holds each to what there is.
-FAMILIES = ("stage.", "doing.", "phase.", "warmup.", "error.", "throttle.", "choice.", "form.", "meter.", "counter.")
+FAMILIES = (
+    "stage.",
+    "doing.",
+    "phase.",
+    "precision.",
+    "warmup.",
+    "error.",
+    "throttle.",
+    "choice.",
+    "form.",
+    "meter.",
+    "counter.",
+)
 
 
 def sources() -> str:
@@ -74,6 +86,7 @@ def test_families_say_everything_that_there_is_and_nothing_else() -> None:
     assert keys_below("stage.") == {*Stage, "queue", "other", "total"}
     assert keys_below("doing.") == set(Stage)
     assert keys_below("phase.") == set(JobPhase)
+    assert keys_below("precision.") == set(Precision)
     assert keys_below("warmup.") == set(WarmupPhase)
     # A cancelled job is no mistake; settings are read before there is a page.
     assert keys_below("error.") == (error_codes() - {"cancelled", "invalid_settings"}) | {"refused", "refused.hint"}

@@ -34,7 +34,7 @@ from zimage_ui.generator.sampling import (
     sample,
 )
 from zimage_ui.generator.transfers import record_fence, to_device
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 from zimage_ui.stages import Stage, StageClock
 
 _log = logging.getLogger(__name__)
@@ -80,17 +80,28 @@ class Engine:
         projection: draws the previews; None until `fit_preview`, and then there are none.
     """
 
-    def __init__(self, components: Components, embedding_cache_bytes: int) -> None:
+    def __init__(
+        self, components: Components, embedding_cache_bytes: int, precision: Precision = Precision.EXACT
+    ) -> None:
+        """Lay the components out for speed.
+
+        Args:
+            components: as loaded. A lossy precision takes matrices of the transformer away: no other engine can use it.
+            embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
+            precision: of the transformer's matrix products; a CPU emulates what it has not.
+        """
         components.text_encoder = without_last_layer(components.text_encoder)
         self.components = components
         self.projection: PreviewProjection | None = None
+        self._precision = precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
         self._text_encoder = FastTextEncoder(components.text_encoder, components.device)
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
         self._transformer = translated(
-            lambda: FastTransformer(components.transformer, components.device, components.dtype), components.device
+            lambda: FastTransformer(components.transformer, components.device, components.dtype, precision=precision),
+            components.device,
         )
         self._decoder = translated(lambda: FastDecoder(components.vae, components.device), components.device)
         translated(lambda: self._settle(components.memory_plan), components.device)
@@ -200,6 +211,7 @@ class Engine:
             preview_ms=preview_ms,
             memory=memory.counted(self.components.device),
             memory_plan=str(plan),
+            precision=self._precision,
         )
 
     def _settle(self, plan: MemoryPlan) -> None:

@@ -7,6 +7,7 @@ server can answer before they are there.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zimage_ui.errors import NotReadyError
@@ -18,7 +19,7 @@ from zimage_ui.generator.base import (
     ModelInfo,
     ProgressListener,
 )
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 
 if TYPE_CHECKING:
     from zimage_ui.generator.engine import Engine
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
 class ZImageGenerator:
     """A `Generator` over a Z-Image model in diffusers layout."""
 
-    def __init__(self, model: str, *, embedding_cache_bytes: int) -> None:
+    def __init__(self, model: str, *, embedding_cache_bytes: int, precision: Precision = Precision.EXACT) -> None:
         """Keep what `load` needs.
 
         Args:
             model: a folder, a hub id or "auto".
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
+            precision: of the transformer's matrix products.
         """
         self._model = model
         self._embedding_cache_bytes = embedding_cache_bytes
+        self._precision = precision
         self._engine: Engine | None = None
         self._info: ModelInfo | None = None
 
@@ -50,14 +53,18 @@ class ZImageGenerator:
         Raises:
             ModelError: it cannot be found, fetched or read.
             DeviceMemoryError: it does not fit.
+            SettingsError: the device has no such precision.
         """
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.loading import load_components
+        from zimage_ui.generator.placement import read_device
+        from zimage_ui.generator.precision import check_precision
 
+        reason = check_precision(self._precision, read_device())  # before anything is fetched or read
         components, info = load_components(self._model, progress=progress)
-        self._engine = Engine(components, self._embedding_cache_bytes)
-        self._info = info
-        return info
+        self._engine = Engine(components, self._embedding_cache_bytes, self._precision)
+        self._info = replace(info, precision=self._precision, precision_reason=reason)
+        return self._info
 
     def warmup(self, progress: ProgressListener) -> None:
         """Fit the preview and make a picture at the default size, so that the first request is as fast as the tenth.

@@ -21,7 +21,7 @@ from zimage_ui.events import (
     StageStarted,
     StepDone,
 )
-from zimage_ui.request import GenerationRequest, Preview
+from zimage_ui.request import GenerationRequest, Precision, Preview
 from zimage_ui.stages import Stage, Timings
 
 
@@ -56,8 +56,8 @@ class JobRecord:
         stage, stage_started_at_s: the stage it is in, or was in when it failed or was cancelled (monotonic seconds).
         step, num_steps: sampling steps done, of how many.
         preview: of the unfinished picture; None unless it is being sampled or decoded.
-        nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan: see `events.Sampled`;
-            None before it.
+        nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan, precision: see
+            `events.Sampled`; None before it.
         pictures: those that can be shown, in the order of their seeds.
         timings: when all pictures are saved.
         error: why it failed.
@@ -83,6 +83,7 @@ class JobRecord:
     truncated_tokens: int | None = None
     preview_ms: float | None = None
     memory_plan: str | None = None
+    precision: Precision | None = None
     pictures: tuple[PictureRef, ...] = ()
     timings: Timings | None = None
     error: ZImageError | None = None
@@ -137,6 +138,7 @@ def _sampled(record: JobRecord, event: Sampled) -> dict[str, Any]:
         "truncated_tokens": event.truncated_tokens,
         "preview_ms": event.preview_ms,
         "memory_plan": event.memory_plan,
+        "precision": event.precision,
     }
 
 

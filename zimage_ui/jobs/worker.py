@@ -120,6 +120,7 @@ class Worker:
                 truncated_tokens=result.truncated_tokens,
                 preview_ms=result.preview_ms,
                 memory_plan=result.memory_plan,
+                precision=result.precision,
             )
         )
         self._board.publish(StageStarted(job_id=job.job_id, stage=Stage.SAVE, at_s=made_at_s))

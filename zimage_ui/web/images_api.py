@@ -240,6 +240,7 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
         "prompt_tokens": record.prompt_tokens,
         "truncated_tokens": record.truncated_tokens,
         "memory_plan": record.memory_plan,
+        "precision": record.precision,
         "model": model.name,
         "untrained": not model.trained,
     }
@@ -267,6 +268,7 @@ def _model_entry(model: ModelInfo, services: Services) -> dict[str, Any]:
         "profile": model.profile.name,
         "fingerprint": model.fingerprint,
         "untrained": not model.trained,
+        "precision": model.precision,
     }
 
 
