@@ -190,7 +190,7 @@ class StepNetwork:
         self, tokens: torch.Tensor, normed: Activations, captions: torch.Tensor, scale: torch.Tensor
     ) -> tuple[torch.Tensor, Activations]:
         """The captions behind the image's tokens, and their norm behind the image's."""
-        reader = self.layers[0].projections.query_key_value
+        reader = self.refiner[-1].projections.query_key_value  # as the image's tokens were read
         normed_captions = reader.read(norm(captions, scale, self.layers[0].eps))
         return torch.cat((tokens, captions), dim=1), joined(normed, normed_captions)
 
