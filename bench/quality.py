@@ -141,7 +141,7 @@ def table(parts: dict[str, Any]) -> str:
             cells = [
                 f"{of['latents_error_pct']['median']:.2f} ({of['latents_error_pct']['max']:.2f}) %",
                 f"{of['psnr_db']['median']:.1f} ({of['psnr_db']['min']:.1f}) dB" if of["psnr_db"] else "equal",
-                f"{of['ssim']['median']:.4f} ({of['ssim']['min']:.4f})",
+                f"{of['ssim']['median']:.3f} ({of['ssim']['min']:.3f})",
             ]
             lines.append(
                 f"{model:<20} {mode:<13}" + "".join(f"{cell:>{20 - (n == 2) * 2}}" for n, cell in enumerate(cells))
