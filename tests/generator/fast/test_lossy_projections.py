@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
+from tests.generator.fast.conftest import CountedBackend, ReplayingRecorder, random_transformer
 from zimage_ui.generator.fast.block import block_weights, run_block
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
@@ -23,6 +23,8 @@ LARGEST_PRODUCT_ERRORS = {Precision.FP8: 0.045, Precision.INT8: 0.015}
 # Of a transformer of seven blocks.
 LARGEST_ERRORS = {Precision.FP8: 0.1, Precision.INT8: 0.05}
 
+TIMESTEPS = (1000.0, 913.5, 12.25)
+
 lossy_kinds = pytest.mark.parametrize("precision", KINDS)
 
 
@@ -33,6 +35,14 @@ def block():
 
 def restored(rows: QuantisedRows) -> torch.Tensor:
     return rows.values.double() * rows.scales.double()
+
+
+def velocities(fast, noise, shape=(1, 16, 10, 14)):
+    latents, prompt = noise(*shape), noise(40, 24, seed=1)
+    wanted = DenoiserShape(*shape[2:], caption_length(prompt), shape[0])
+    denoiser = fast.denoiser(wanted, TIMESTEPS, prompt)
+    with torch.inference_mode():
+        return torch.stack([denoiser.predict(latents, None, step) for step in range(len(TIMESTEPS))])
 
 
 @lossy_kinds
@@ -114,41 +124,13 @@ def test_a_block_hands_on_what_the_next_one_reads(noise, precision):
 class TestDenoiser:
     """The whole transformer, against the exact one."""
 
-    TIMESTEPS = (1000.0, 913.5, 12.25)
-
-    def velocities(self, fast, noise, shape=(1, 16, 10, 14)):
-        latents, prompt = noise(*shape), noise(40, 24, seed=1)
-        wanted = DenoiserShape(*shape[2:], caption_length(prompt), shape[0])
-        denoiser = fast.denoiser(wanted, self.TIMESTEPS, prompt)
-        with torch.inference_mode():
-            return torch.stack([denoiser.predict(latents, None, step) for step in range(len(self.TIMESTEPS))])
-
     @lossy_kinds
     @pytest.mark.parametrize("shape", [(1, 16, 10, 14), (2, 16, 8, 8)])
     def test_it_is_near_the_exact_one_and_differs(self, transformer, noise, distance, precision, shape):
-        exact = self.velocities(FastTransformer(transformer, CPU, torch.float32), noise, shape)
+        exact = velocities(FastTransformer(transformer, CPU, torch.float32), noise, shape)
         fast = FastTransformer(random_transformer(), CPU, torch.float32, precision=precision)
-        error = distance(self.velocities(fast, noise, shape), exact)
+        error = distance(velocities(fast, noise, shape), exact)
         assert 1e-3 < error < LARGEST_ERRORS[precision]
-
-    @lossy_kinds
-    def test_traced_for_a_compiler_it_is_the_same_and_as_few_functions(self, noise, distance, precision):
-        compilations = []
-
-        def counted(graph, example_inputs):
-            compilations.append(graph)
-            return graph.forward
-
-        torch._dynamo.reset()
-        functions = compiled_functions(backend=counted)
-        fast = FastTransformer(
-            random_transformer(), CPU, torch.float32, ReplayingRecorder, [lambda: functions], precision
-        )
-        plain = self.velocities(fast, noise)
-        assert fast.prepare(DenoiserShape(10, 14, 64))
-        assert distance(self.velocities(fast, noise), plain) < 1e-5
-        assert len(compilations) == 4  # the entry, the block for image tokens and for all tokens, the exit
-        torch._dynamo.reset()
 
     @lossy_kinds
     def test_only_the_blocks_of_a_step_are_rounded(self, precision):
@@ -158,3 +140,31 @@ class TestDenoiser:
             assert all(isinstance(each, KINDS[precision]) for each in weights.projections)
         for weights in network.context:
             assert all(isinstance(each, PlainProjection) for each in weights.projections)
+
+
+class TestTracedForACompiler:
+    @pytest.fixture
+    def backend(self):
+        torch._dynamo.reset()
+        yield CountedBackend()
+        torch._dynamo.reset()
+
+    @pytest.fixture(params=KINDS, ids=str)
+    def fast(self, request, backend):
+        functions = compiled_functions(backend=backend)
+        ways = [lambda: functions]
+        return FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, request.param)
+
+    def test_it_computes_the_same_with_as_few_functions(self, fast, backend, noise, distance):
+        plain = velocities(fast, noise)
+        assert fast.prepare(DenoiserShape(10, 14, 64))
+        assert distance(velocities(fast, noise), plain) < 1e-5
+        assert backend.compilations == 4  # the entry, the block for image tokens and for all tokens, the exit
+
+    def test_further_sizes_and_captions_compile_nothing(self, fast, backend):
+        for shape in (DenoiserShape(8, 8, 32), DenoiserShape(8, 16, 64), DenoiserShape(16, 10, 32)):
+            assert fast.prepare(shape)
+        compiled = backend.compilations
+        for columns in (3, 7, 11):
+            assert fast.prepare(DenoiserShape(12, 2 * columns, 96))
+        assert backend.compilations == compiled <= 8
