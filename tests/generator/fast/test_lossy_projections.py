@@ -100,6 +100,10 @@ def test_only_plain_matrices_are_rounded(block, precision):
     plain = block_projections(block)
     assert all(isinstance(each, PlainProjection) for each in plain)
     assert all(isinstance(each, KINDS[precision]) for each in lossy(plain, precision))
+    odd = plain._replace(down=PlainProjection(torch.zeros(96, 250)), output=PlainProjection(torch.zeros(90, 96)))
+    assert [type(each) for each in lossy(odd, precision)] == [
+        KINDS[precision], PlainProjection, KINDS[precision], PlainProjection,
+    ]  # fmt: skip
     already = packed(plain)
     assert all(isinstance(each, PackedProjection) for each in already)
     assert lossy(already, precision) == already

@@ -23,12 +23,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, block_projections
+from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection, block_projections
 from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows, quantise
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
+
+# Both extents of a matrix in FP8 are multiples of this (int8: of 8); those of the published models are.
+_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,15 @@ def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> Bl
 
 
 def lossy(projections: BlockProjections, precision: Precision) -> BlockProjections:
-    """Plain projections in eight bits; those that are not plain stay as they are."""
+    """Plain projections in eight bits; others stay as they are, and so do extents that tensor cores do not take."""
     make = _KINDS[precision]
-    made = (make(each.weight) if isinstance(each, PlainProjection) else each for each in projections)
-    return BlockProjections(*made)
+
+    def rounded(projection: Projection) -> Projection:
+        if not isinstance(projection, PlainProjection) or any(extent % _MULTIPLE for extent in projection.weight.shape):
+            return projection
+        return make(projection.weight)
+
+    return BlockProjections(*map(rounded, projections))
 
 
 def _rows_of(read: Callable[[torch.Tensor], QuantisedRows], activations: Activations) -> QuantisedRows:
