@@ -35,14 +35,19 @@ from typing import Any
 from bench import engine_parts, full_size
 from bench.engine_parts import Figures, size_name
 from bench.engine_summary import summary, text_of
-from bench.players import MODES, PLAYERS, Cast, Size
+from bench.players import COMPILED, MODES, PLAYERS, STOCK, Cast, Size
 from bench.prompts import new_prompts
 from bench.report import RESULTS, PartedResult, circumstances, commit
 from bench.work import ModelWork
+from zimage_ui.request import Precision
 
 PARTS = ("memory", "ready", "first", "peak", "sizes", "steady", "instruments")
 SIZES: tuple[Size, ...] = ((1024, 1024), (512, 512), (768, 768), (832, 1248), (1536, 1536))
 TINY_SIZES: tuple[Size, ...] = ((64, 64), (96, 64))
+# Where there is FP8, INT8 has no reason but curiosity, and all players at once would not fit in 80 GB.
+USUAL_PLAYERS = tuple(name for name in PLAYERS if name != Precision.INT8)
+# Nothing computes in eight bits on a CPU.
+TINY_PLAYERS = (STOCK, COMPILED, str(Precision.EXACT))
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "triton", "numpy", "nvidia-ml-py")
 
 
@@ -199,7 +204,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="of the model; built when it is missing")
     parser.add_argument("--parts", choices=PARTS, default=list(PARTS), help=f"of {', '.join(PARTS)} [all]", **listed)
     parser.add_argument(
-        "--players", choices=PLAYERS, default=list(PLAYERS), help=f"of {', '.join(PLAYERS)} [all]", **listed
+        "--players", choices=PLAYERS, help=f"of {', '.join(PLAYERS)} [all but int8; --tiny all but the lossy]", **listed
     )
     parser.add_argument(
         "--sizes", type=parse_size, help="as WIDTHxHEIGHT; steady and instruments take the first", **listed
@@ -216,6 +221,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--result", type=Path, help="[bench/results/engine.json; with --tiny beside FOLDER]")
     options = parser.parse_args(arguments)
     options.folder = options.folder.absolute()
+    options.players = options.players or list(TINY_PLAYERS if options.tiny else USUAL_PLAYERS)
     options.sizes = options.sizes or list(TINY_SIZES if options.tiny else SIZES)
     options.result = options.result or (
         options.folder.with_suffix(".engine.json") if options.tiny else RESULTS / "engine.json"

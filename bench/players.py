@@ -19,12 +19,12 @@ from unittest import mock
 import numpy as np
 
 from zimage_ui.generator.zimage import ZImageGenerator
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 
 Size = tuple[int, int]
 STEPS = 8
 # Our modes, and the options of `ZImageGenerator` that make each. A new mode is one line here.
-MODES: dict[str, dict[str, Any]] = {"exact": {}}
+MODES: dict[str, dict[str, Any]] = {str(precision): {"precision": precision} for precision in Precision}
 STOCK, COMPILED = "stock", "stock-compiled"
 PLAYERS = (STOCK, COMPILED, *MODES)
 _MIB = 2**20

@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -25,7 +26,7 @@ from zimage_ui.errors import (
     SettingsError,
     ZImageError,
 )
-from zimage_ui.request import ImageFormat, SchedulerName
+from zimage_ui.request import SchedulerName
 from zimage_ui.settings import Settings, load_settings
 
 EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_SOFTWARE, EXIT_CONFIG = 0, 2, 69, 70, 78
@@ -89,7 +90,7 @@ def _settings_options(*names: str) -> list[inspect.Parameter]:
     options = []
     for name in names or Settings.model_fields:
         field = Settings.model_fields[name]
-        default = field.default.value if isinstance(field.default, ImageFormat) else field.default
+        default = field.default.value if isinstance(field.default, StrEnum) else field.default
         options.append(_option(name, field.annotation | NoneType, help=f"{field.description} [{default}]"))
     return options
 
@@ -134,7 +135,7 @@ _GENERATE_PARAMETERS = [
     ),
     *_REQUEST_OPTIONS,
     _option("output", Path | None, help="File to write: .png, .jpg or .webp. [a new one in the output folder]"),
-    *_settings_options("model", "output_dir", "image_format"),
+    *_settings_options("model", "precision", "output_dir", "image_format"),
     _option("warmup", bool, "--warmup", default=False, help="One full pass first: the times are a warm service's."),
     _option("as_json", bool, "--json", default=False, help="Print files, seed, nfe, timings and the model as JSON."),
 ]

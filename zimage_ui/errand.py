@@ -134,6 +134,7 @@ def _report(
         "memory": asdict(result.memory) if result.memory else None,
         "memory_plan": result.memory_plan,
         "shape_warm": result.shape_warm,
+        "precision": result.precision,
         "model": asdict(info),
     }
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from zimage_ui.errors import ZImageError
-from zimage_ui.request import GenerationRequest, ImageFormat, Preview
+from zimage_ui.request import GenerationRequest, ImageFormat, Precision, Preview
 from zimage_ui.stages import Stage, Timings
 
 
@@ -80,6 +80,7 @@ class Sampled(Event):
         preview_ms: what all previews of this job cost together.
         memory_plan: the plan that really made the pictures; empty when the generator has none.
         shape_warm: whether their shape had been prepared; None when the generator prepares nothing.
+        precision: of the transformer's matrix products.
     """
 
     nfe: int
@@ -89,6 +90,7 @@ class Sampled(Event):
     preview_ms: float
     memory_plan: str = ""
     shape_warm: bool | None = None
+    precision: Precision = Precision.EXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

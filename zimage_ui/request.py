@@ -35,6 +35,18 @@ class SchedulerName(StrEnum):
     DPMPP_2M = "dpmpp_2m"
 
 
+class Precision(StrEnum):
+    """How exactly the transformer's matrix products are computed.
+
+    * EXACT: in the dtype that the model is loaded in, as the stock pipeline does.
+    * FP8, INT8: in eight bits. Faster, and a slightly different picture.
+    """
+
+    EXACT = "exact"
+    FP8 = "fp8"
+    INT8 = "int8"
+
+
 class ImageFormat(StrEnum):
     """The file formats that pictures are saved in."""
 

@@ -56,6 +56,7 @@ def make_generator(settings: Settings, fake: FakeScript = SERVED_FAKE) -> Genera
     return ZImageGenerator(
         settings.model,
         embedding_cache_bytes=settings.embedding_cache_mib * 2**20,
+        precision=settings.precision,
     )
 
 

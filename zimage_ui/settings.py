@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from zimage_ui.errors import SettingsError
-from zimage_ui.request import ImageFormat
+from zimage_ui.request import ImageFormat, Precision
 
 ENV_PREFIX = "ZIMAGE_"
 TOML_FILE = "zimage-ui.toml"
@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         "auto",
         min_length=1,
         description="A folder in diffusers layout, a hub id, `auto`, or `fake` (no model at all).",
+    )
+    precision: Precision = Field(
+        Precision.EXACT,
+        description="Of matrix products: `exact`, or `fp8` (RTX 40 and later) or `int8` (RTX 20 and later), faster.",
     )
     output_dir: Path = Field(Path("outputs"), description="Where pictures go.")
     image_format: ImageFormat = Field(ImageFormat.PNG, description="`png`, `jpeg` or `webp`, unless a request says.")

@@ -15,12 +15,14 @@ def test_a_size_is_read_as_it_is_written():
 def test_everything_is_measured_unless_parts_are_named(tmp_path: Path):
     options = engine.parse([str(tmp_path)])
     assert tuple(options.parts) == engine.PARTS
-    assert tuple(options.players) == ("stock", "stock-compiled", *players.MODES)
+    assert options.players == ["stock", "stock-compiled", "exact", "fp8"]
     assert options.sizes[0] == (1024, 1024)
     assert {(512, 512), (768, 768), (1536, 1536), (832, 1248)} < set(options.sizes)
     assert options.result.name == "engine.json"
     chosen = engine.parse([str(tmp_path), "--parts", "peak", "--sizes", "512x512", "768x768", "--tiny"])
     assert (chosen.parts, chosen.sizes) == (["peak"], [(512, 512), (768, 768)])
+    assert chosen.players == ["stock", "stock-compiled", "exact"]
+    assert set(players.MODES) == {"exact", "fp8", "int8"}
     assert chosen.result == tmp_path.with_suffix(".engine.json")
 
 
@@ -65,9 +67,9 @@ class TestATinyModelOnTheCpu:
 
     def test_all_players_drew_the_same_pictures_in_turns(self, folder: Path):
         drawn = self.stored(folder)["parts"]["sizes"]["64x64"]
-        assert set(drawn) == set(players.PLAYERS)
+        assert set(drawn) == set(engine.TINY_PLAYERS)
         for name, figures in drawn.items():
-            assert set(figures["in_turns_with"]) == set(players.PLAYERS) - {name}
+            assert set(figures["in_turns_with"]) == set(engine.TINY_PLAYERS) - {name}
             times = figures["times_ms"]
             assert times["total"]["count"] == 2
             for row in range(2):

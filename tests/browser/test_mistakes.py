@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from zimage_ui.generator.base import GenerationResult
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
+from zimage_ui.request import Precision
 from zimage_ui.stages import Stage
 
 if TYPE_CHECKING:
@@ -92,10 +93,10 @@ def test_a_failed_job_says_what_and_what_to_do(tmp_path: Path, run_studio: Studi
 
 
 class PressedGenerator(FakeGenerator):
-    """Has to do with less memory than it was loaded with."""
+    """Has to do with less memory than it was loaded with, and computes in eight bits."""
 
     def generate(self, *args: Any, **options: Any) -> GenerationResult:
-        return replace(super().generate(*args, **options), memory_plan="smallest")
+        return replace(super().generate(*args, **options), memory_plan="smallest", precision=Precision.FP8)
 
 
 def test_what_was_cut_and_what_was_made_with_less_is_said(
@@ -106,6 +107,7 @@ def test_what_was_cut_and_what_was_made_with_less_is_said(
         person.make("these are seven words in all here")
         expect(person.account).to_contain_text("3 tokens cut off")
         expect(person.account).to_contain_text("memory plan: smallest")
+        expect(person.account).to_contain_text("FP8, not exact")
 
 
 def test_a_server_that_does_not_take_it_is_said(shared: Studio, visit: Visiting) -> None:

@@ -24,7 +24,7 @@ from zimage_ui.generator.base import WarmupPhase, WarmupProgress
 from zimage_ui.generator.fake import FakeGenerator
 from zimage_ui.jobs.board import Board, Changes
 from zimage_ui.jobs.records import JobPhase, JobRecord
-from zimage_ui.request import GenerationRequest, ImageFormat, Preview
+from zimage_ui.request import GenerationRequest, ImageFormat, Precision, Preview
 from zimage_ui.stages import Stage, Timings
 
 REQUEST = GenerationRequest(prompt="a boat", seed=7, num_images_per_prompt=2, num_inference_steps=4)
@@ -78,7 +78,7 @@ def test_a_job_goes_its_way_from_queued_to_done():
     board.publish(
         Sampled(
             job_id="job", nfe=4, embedding_cache_hit=True, prompt_tokens=2, truncated_tokens=1, preview_ms=0.5,
-            memory_plan="smallest",
+            memory_plan="smallest", precision=Precision.INT8,
         )
     )  # fmt: skip
     board.publish(StageStarted(job_id="job", stage=Stage.SAVE))
@@ -86,6 +86,7 @@ def test_a_job_goes_its_way_from_queued_to_done():
     assert (record.phase, record.stage, record.preview) == (JobPhase.SAVING, Stage.SAVE, None)
     assert (record.nfe, record.embedding_cache_hit, record.prompt_tokens) == (4, True, 2)
     assert (record.truncated_tokens, record.preview_ms, record.memory_plan) == (1, 0.5, "smallest")
+    assert record.precision is Precision.INT8
 
     board.publish(JobFinished(job_id="job", timings=TIMINGS, at_s=9.0))
     record = known(board)

@@ -11,7 +11,7 @@ from zimage_ui.errors import DeviceMemoryError, GenerationError, OutputFolderErr
 from zimage_ui.generator.base import SILENT, GenerationListener, GenerationResult, WarmupPhase, WarmupProgress
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
-from zimage_ui.request import GenerationRequest, ImageFormat
+from zimage_ui.request import GenerationRequest, ImageFormat, Precision
 from zimage_ui.stages import Stage, Timings
 
 
@@ -168,6 +168,7 @@ def test_every_picture_carries_how_it_was_made(room):
     assert first.created_at.tzinfo is not None
     assert (first.model_name, first.model_trained, first.nfe) == ("fake", False, 2)
     assert first.memory_plan == record.memory_plan == "none"
+    assert first.precision is record.precision is Precision.EXACT
     assert first.model_fingerprint == room.generator.info.fingerprint
     assert set(first.timings_ms) == {"queue", "encode", "sample", "decode"}
     assert first.timings_ms["sample"] == pytest.approx(record.timings.sample_ms, abs=1e-3)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from zimage_ui import __version__
 from zimage_ui.errors import InvalidRequestError, StorageError
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 from zimage_ui.storage.metadata import MAX_JSON_CHARS, PictureMetadata
 
 AWKWARD = [
@@ -88,6 +88,16 @@ def test_the_memory_plan_is_kept_and_older_files_have_none(metadata_of):
     assert PictureMetadata.from_json(json.dumps(older)).memory_plan == ""
 
 
+def test_the_precision_is_kept_and_older_files_are_exact(metadata_of):
+    metadata = metadata_of(precision=Precision.FP8)
+    assert PictureMetadata.from_json(metadata.to_json()) == metadata
+    assert ", Precision: fp8, " in metadata.to_parameters()
+    assert "Precision" not in metadata_of().to_parameters()
+    older = json.loads(metadata.to_json())
+    assert older.pop("precision") == "fp8"
+    assert PictureMetadata.from_json(json.dumps(older)).precision is Precision.EXACT
+
+
 def test_one_picture_is_kept_not_the_job_it_came_from(metadata_of):
     metadata = metadata_of(request={"num_images_per_prompt": 4, "preview": False})
     assert metadata.request.num_images_per_prompt == 1
@@ -152,6 +162,8 @@ def _forged(metadata, **changes):
         {"nfe": 10**30},
         {"memory_plan": None},
         {"memory_plan": "x" * 201},
+        {"precision": "fp4"},
+        {"precision": None},
         {"model": []},
         {"model": {"name": 5}},
         {"versions": {str(n): "1" for n in range(65)}},

@@ -8,7 +8,7 @@ import pytest
 from zimage_ui import errors
 from zimage_ui.generator.base import ShapeState, WarmupPhase
 from zimage_ui.jobs.records import JobPhase
-from zimage_ui.request import ImageFormat, SchedulerName
+from zimage_ui.request import ImageFormat, Precision, SchedulerName
 from zimage_ui.stages import Stage
 from zimage_ui.telemetry.nvml import throttle_reason_names
 from zimage_ui.ui.texts import LANGUAGES, catalogue, text
@@ -20,6 +20,7 @@ FAMILIES = (
     "stage.",
     "doing.",
     "phase.",
+    "precision.",
     "warmup.",
     "error.",
     "throttle.",
@@ -86,6 +87,7 @@ def test_families_say_everything_that_there_is_and_nothing_else() -> None:
     assert keys_below("stage.") == {*Stage, "queue", "other", "total"}
     assert keys_below("doing.") == set(Stage)
     assert keys_below("phase.") == set(JobPhase)
+    assert keys_below("precision.") == set(Precision)
     assert keys_below("warmup.") == set(WarmupPhase)
     assert keys_below("shape.") == set(ShapeState)
     # A cancelled job is no mistake; settings are read before there is a page.

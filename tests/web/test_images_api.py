@@ -56,6 +56,7 @@ def test_a_prompt_becomes_a_picture_with_its_account(shared: Studio) -> None:
     assert picture["seed"] == answer["seed"] == 7
     assert answer["nfe"] == answer["num_inference_steps"] == 8
     assert answer["memory_plan"] == "none"
+    assert answer["precision"] == "exact"
     assert answer["size"] == "384x384"
     assert answer["output_format"] == "png"
     assert answer["untrained"] is True

@@ -22,7 +22,7 @@ from zimage_ui.generator.base import CacheStats, WarmupPhase, WarmupProgress
 from zimage_ui.generator.fake import FakeGenerator
 from zimage_ui.jobs.board import Board
 from zimage_ui.jobs.records import JobRecord
-from zimage_ui.request import GenerationRequest, ImageFormat, Preview
+from zimage_ui.request import GenerationRequest, ImageFormat, Precision, Preview
 from zimage_ui.stages import Stage, Timings
 from zimage_ui.telemetry.fake import fake_gpu, fake_host
 from zimage_ui.telemetry.probe import Snapshot
@@ -90,6 +90,7 @@ def test_a_job_that_is_done() -> None:
             preview_ms=0.5,
             memory_plan="smallest",
             shape_warm=False,
+            precision=Precision.FP8,
         ),
         PictureSaved(job_id="j", picture=picture),
         JobFinished(job_id="j", at_s=10.5, timings=timings),
@@ -102,6 +103,8 @@ def test_a_job_that_is_done() -> None:
     assert view["timings_ms"] == timings.as_dict()
     assert (view["step"], view["num_steps"], view["nfe"], view["embedding_cache_hit"]) == (8, 8, 8, True)
     assert (view["memory_plan"], view["shape_warm"]) == ("smallest", False)
+    assert view["memory_plan"] == "smallest"
+    assert view["precision"] == "fp8"
     assert view["untrained"] is False
     assert view["pictures"] == [
         {

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from zimage_ui.errors import InvalidRequestError
-from zimage_ui.request import GeneratedImage, GenerationRequest, Preview
+from zimage_ui.request import GeneratedImage, GenerationRequest, Precision, Preview
 from zimage_ui.stages import Stage
 
 
@@ -145,6 +145,7 @@ class ModelInfo:
         device_name: for people ("NVIDIA H100 80GB HBM3", "CPU, 2 threads").
         dtype, dtype_reason: the compute type and why it was chosen.
         memory_plan, memory_plan_reason: how the parts share the device's memory and why.
+        precision, precision_reason: how exactly the transformer's matrix products are computed and why.
         max_prompt_tokens: longer prompts are cut, and it is said.
         versions: package name -> version, of all that shapes the pixels.
         load_ms: from the first file opened to the last weight in place.
@@ -165,6 +166,8 @@ class ModelInfo:
     versions: dict[str, str] = field(default_factory=dict)
     load_ms: float = 0.0
     source_reason: str = ""
+    precision: Precision = Precision.EXACT
+    precision_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +205,7 @@ class GenerationResult:
         memory: None where the device keeps no such count.
         memory_plan: the plan that really made it (a smaller one after running out of memory).
         shape_warm: whether its shape had been prepared; None on a device that prepares nothing.
+        precision: of the transformer's matrix products.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -214,6 +218,7 @@ class GenerationResult:
     memory: DeviceMemory | None = None
     memory_plan: str = ""
     shape_warm: bool | None = None
+    precision: Precision = Precision.EXACT
 
 
 class Generator(Protocol):

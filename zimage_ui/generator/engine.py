@@ -36,7 +36,7 @@ from zimage_ui.generator.sampling import (
     sample,
 )
 from zimage_ui.generator.transfers import record_fence, to_device
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 from zimage_ui.stages import Stage, StageClock
 
 _log = logging.getLogger(__name__)
@@ -96,13 +96,16 @@ class Engine:
         components: Components,
         embedding_cache_bytes: int,
         make_recorder: Callable[[], Recorder] | None = None,
+        precision: Precision = Precision.EXACT,
     ) -> None:
-        """Lay out the components for speed.
+        """Lay the components out for speed.
 
         Args:
-            components: whose text encoder loses its last layer.
+            components: whose text encoder loses its last layer. A lossy precision takes matrices of the transformer
+                away: no other engine can use it.
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+            precision: of the transformer's matrix products; a CPU emulates what it has not.
         """
         make_recorder = make_recorder or recorders_for(components.device)
         components.text_encoder = without_last_layer(components.text_encoder)
@@ -110,6 +113,7 @@ class Engine:
         self.projection: PreviewProjection | None = None
         self.on_made: Callable[[PictureShape], None] = lambda shape: None
         self.prepares = make_recorder is not None
+        self._precision = precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
         self._text_encoder = FastTextEncoder(components.text_encoder, components.device, make_recorder)
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
@@ -123,6 +127,7 @@ class Engine:
                 components.dtype,
                 make_recorder,
                 streamed_layers=streamed_layers,
+                precision=precision,
             ),
             components.device,
         )
@@ -299,6 +304,7 @@ class Engine:
             memory=memory.counted(self.components.device),
             memory_plan=str(plan),
             shape_warm=warm,
+            precision=self._precision,
         )
 
     def _settle(self, plan: MemoryPlan) -> None:

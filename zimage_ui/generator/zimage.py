@@ -7,6 +7,7 @@ server can answer before they are there.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zimage_ui.errors import NotReadyError
@@ -20,7 +21,7 @@ from zimage_ui.generator.base import (
     ShapesListener,
     ShapeStatus,
 )
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 
 if TYPE_CHECKING:
     from zimage_ui.generator.engine import Engine
@@ -42,15 +43,17 @@ def import_engine() -> None:
 class ZImageGenerator:
     """A `Generator` over a Z-Image model in diffusers layout."""
 
-    def __init__(self, model: str, *, embedding_cache_bytes: int) -> None:
+    def __init__(self, model: str, *, embedding_cache_bytes: int, precision: Precision = Precision.EXACT) -> None:
         """Keep what `load` needs.
 
         Args:
             model: a folder, a hub id or "auto".
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
+            precision: of the transformer's matrix products.
         """
         self._model = model
         self._embedding_cache_bytes = embedding_cache_bytes
+        self._precision = precision
         self._engine: Engine | None = None
         self._preparation: Preparation | None = None
         self._info: ModelInfo | None = None
@@ -66,20 +69,24 @@ class ZImageGenerator:
         Raises:
             ModelError: it cannot be found, fetched or read.
             DeviceMemoryError: it does not fit.
+            SettingsError: the device has no such precision.
         """
         import_engine()
         from zimage_ui.generator.compile_cache import note_what_varies
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.loading import load_components
+        from zimage_ui.generator.placement import read_device
+        from zimage_ui.generator.precision import check_precision
         from zimage_ui.generator.preparation import Preparation
 
+        reason = check_precision(self._precision, read_device())  # before anything is fetched or read
         components, info = load_components(self._model, progress=progress)
         note_what_varies(info.fingerprint)
-        self._engine = Engine(components, self._embedding_cache_bytes)
+        self._engine = Engine(components, self._embedding_cache_bytes, precision=self._precision)
         self._preparation = Preparation(self._engine, info.profile)
         self._engine.on_made = self._preparation.made
-        self._info = info
-        return info
+        self._info = replace(info, precision=self._precision, precision_reason=reason)
+        return self._info
 
     def warmup(self, progress: ProgressListener) -> None:
         """Fit the preview, prepare the default size and make a picture of it: the first is as fast as the tenth then.

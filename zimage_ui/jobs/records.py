@@ -21,7 +21,7 @@ from zimage_ui.events import (
     StageStarted,
     StepDone,
 )
-from zimage_ui.request import GenerationRequest, Preview
+from zimage_ui.request import GenerationRequest, Precision, Preview
 from zimage_ui.stages import Stage, Timings
 
 
@@ -57,6 +57,7 @@ class JobRecord:
         step, num_steps: sampling steps done, of how many.
         preview: of the unfinished picture; None unless it is being sampled or decoded.
         nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan, shape_warm: see
+        nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan, precision: see
             `events.Sampled`; None before it.
         pictures: those that can be shown, in the order of their seeds.
         timings: when all pictures are saved.
@@ -84,6 +85,7 @@ class JobRecord:
     preview_ms: float | None = None
     memory_plan: str | None = None
     shape_warm: bool | None = None
+    precision: Precision | None = None
     pictures: tuple[PictureRef, ...] = ()
     timings: Timings | None = None
     error: ZImageError | None = None
@@ -139,6 +141,7 @@ def _sampled(record: JobRecord, event: Sampled) -> dict[str, Any]:
         "preview_ms": event.preview_ms,
         "memory_plan": event.memory_plan,
         "shape_warm": event.shape_warm,
+        "precision": event.precision,
     }
 
 

@@ -84,6 +84,7 @@ def picture_metadata(
         prompt_tokens=result.prompt_tokens,
         truncated_tokens=result.truncated_tokens,
         memory_plan=result.memory_plan,
+        precision=result.precision,
     )
 
 

@@ -161,6 +161,7 @@ class Worker:
                 preview_ms=result.preview_ms,
                 memory_plan=result.memory_plan,
                 shape_warm=result.shape_warm,
+                precision=result.precision,
             )
         )
         self._board.publish(StageStarted(job_id=job.job_id, stage=Stage.SAVE, at_s=made_at_s))

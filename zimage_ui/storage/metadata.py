@@ -17,7 +17,7 @@ from typing import Any
 
 from zimage_ui import __version__
 from zimage_ui.errors import InvalidRequestError, StorageError
-from zimage_ui.request import GenerationRequest, SchedulerName
+from zimage_ui.request import GenerationRequest, Precision, SchedulerName
 
 JSON_FORMAT = 1
 # Two prompts of the longest kind, every character of them escaped, need 96 KB; what is longer is not ours.
@@ -49,6 +49,7 @@ class PictureMetadata:
         timings_ms: stage name -> milliseconds, of those stages known so far.
         prompt_tokens, truncated_tokens: given to the model; cut off beyond its maximum.
         memory_plan: how the model's parts shared the device's memory; empty in files from before it was kept.
+        precision: of the transformer's matrix products; files from before it was kept are exact.
 
     Raises:
         ValueError: the seed has not been drawn, or `created_at` has no time zone (a programmer's mistake).
@@ -68,6 +69,7 @@ class PictureMetadata:
     prompt_tokens: int = 0
     truncated_tokens: int = 0
     memory_plan: str = ""
+    precision: Precision = Precision.EXACT
 
     def __post_init__(self) -> None:
         if self.request.seed is None:
@@ -96,6 +98,7 @@ class PictureMetadata:
             "Model hash": self.model_fingerprint,
             "Model": self.model_name,
             **({} if self.model_trained else {"Untrained": "true"}),
+            **({} if self.precision is Precision.EXACT else {"Precision": self.precision}),
             "Version": f"zimage-ui {__version__}",
         }
         lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
@@ -134,6 +137,7 @@ class PictureMetadata:
             "prompt_tokens": self.prompt_tokens,
             "truncated_tokens": self.truncated_tokens,
             "memory_plan": self.memory_plan,
+            "precision": self.precision,
         }
 
     @classmethod
@@ -184,6 +188,7 @@ class PictureMetadata:
             prompt_tokens=fields.whole("prompt_tokens"),
             truncated_tokens=fields.whole("truncated_tokens"),
             memory_plan=fields.text("memory_plan") if fields.has("memory_plan") else "",
+            precision=Precision(fields.text("precision")) if fields.has("precision") else Precision.EXACT,
         )
 
 

@@ -241,6 +241,7 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
         "truncated_tokens": record.truncated_tokens,
         "memory_plan": record.memory_plan,
         "shape_warm": record.shape_warm,
+        "precision": record.precision,
         "model": model.name,
         "untrained": not model.trained,
     }
@@ -268,6 +269,7 @@ def _model_entry(model: ModelInfo, services: Services) -> dict[str, Any]:
         "profile": model.profile.name,
         "fingerprint": model.fingerprint,
         "untrained": not model.trained,
+        "precision": model.precision,
     }
 
 

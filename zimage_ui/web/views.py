@@ -128,6 +128,7 @@ def job_view(record: JobRecord, model: ModelInfo | None, preview_url: str | None
         "preview_ms": record.preview_ms,
         "memory_plan": record.memory_plan,
         "shape_warm": record.shape_warm,
+        "precision": record.precision,
         "pictures": [picture_view(picture) for picture in record.pictures],
         "timings_ms": None if record.timings is None else record.timings.as_dict(),
         "elapsed_ms": round((until_s - record.submitted_at_s) * 1e3, 1),

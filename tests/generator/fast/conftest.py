@@ -75,3 +75,14 @@ class ReplayingRecorder:
             answer.copy_(work())
 
         return replay, answer
+
+
+class CountedBackend:
+    """A backend of torch.compile that runs what was traced, and counts."""
+
+    def __init__(self) -> None:
+        self.compilations = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        self.compilations += 1
+        return graph.forward

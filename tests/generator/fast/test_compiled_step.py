@@ -1,12 +1,9 @@
 """Compiled functions, traced as for a GPU but run without a compiler: how often they compile, and what they give."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
-from tests.generator.fast.conftest import ReplayingRecorder
+from tests.generator.fast.conftest import CountedBackend, ReplayingRecorder
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.shapes import DenoiserShape
@@ -16,23 +13,12 @@ pytestmark = pytest.mark.model
 CPU = torch.device("cpu")
 
 
-class Counted:
-    """A backend of torch.compile that runs what was traced, and counts."""
-
-    def __init__(self) -> None:
-        self.compilations = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        self.compilations += 1
-        return graph.forward
-
-
 @pytest.fixture
 def backend(monkeypatch):
     """A count that begins anew, and a model that is traced as it is on a GPU: no packed weights."""
     monkeypatch.setattr("zimage_ui.generator.fast.step.packing_pays", lambda transformer: False)
     torch._dynamo.reset()
-    yield Counted()
+    yield CountedBackend()
     torch._dynamo.reset()
 
 

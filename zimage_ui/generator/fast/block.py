@@ -14,8 +14,11 @@ import torch
 from torch.nn import functional
 
 from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.lossy_projections import lossy_projections
 from zimage_ui.generator.fast.projections import BlockProjections, block_projections
+from zimage_ui.generator.fast.quantised_rows import Activations
 from zimage_ui.generator.fast.rotary import rotate
+from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
@@ -37,11 +40,12 @@ class BlockWeights(NamedTuple):
     eps: float
 
 
-def block_weights(block: ZImageTransformerBlock) -> BlockWeights:
-    """The weights of a stock block, see `block_projections` for what happens to its own."""
+def block_weights(block: ZImageTransformerBlock, precision: Precision = Precision.EXACT) -> BlockWeights:
+    """The weights of a stock block; see `block_projections` and `lossy_projections` for what happens to its own."""
+    exact = precision is Precision.EXACT
     attention_part = block.attention
     return BlockWeights(
-        projections=block_projections(block),
+        projections=block_projections(block) if exact else lossy_projections(block, precision),
         query_norm=attention_part.norm_q.weight.float(),
         key_norm=attention_part.norm_k.weight.float(),
         query_key_eps=attention_part.norm_q.eps,
@@ -51,17 +55,17 @@ def block_weights(block: ZImageTransformerBlock) -> BlockWeights:
 
 def run_block(
     stream: torch.Tensor,
-    normed: torch.Tensor,
+    normed: Activations,
     weights: BlockWeights,
     rows: torch.Tensor,
     rotary: torch.Tensor,
     kept_tokens: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Activations]:
     """One block.
 
     Args:
         stream: (pictures, tokens, dim), the residual stream.
-        normed: the same, normed for this block's attention.
+        normed: the same, normed for this block's attention, as its first projection reads it or in the model's dtype.
         weights: of this block.
         rows: (4, dim), fp32: what the norms multiply by after the attention, before the feed-forward, after the
             feed-forward, and before the next block's attention.
@@ -69,27 +73,29 @@ def run_block(
         kept_tokens: how many tokens, from the first, anybody reads afterwards; None is all.
 
     Returns:
-        The stream after this block, and the same normed for the next one; of the kept tokens.
+        The stream after this block, and the same normed for the next one, as this one's first projection would read
+        it: all blocks are of one kind. Both of the kept tokens.
     """
     after_attention, before_feed_forward, after_feed_forward, before_next = rows.unbind(0)
     products = weights.projections
     query, key, value = _queries_keys_values(normed, weights, rotary)
     attended = attention(query[:, :kept_tokens], key, value).flatten(2)
-    stream, normed = add_and_norm(
+    stream, between = add_and_norm(
         stream[:, :kept_tokens], products.output(attended), after_attention, before_feed_forward, weights.eps
     )
-    gate, up = products.gate_up(normed).chunk(2, dim=-1)
+    gate, up = products.gate_up(products.gate_up.read(between)).chunk(2, dim=-1)
     change = products.down(functional.silu(gate).mul_(up))
-    return add_and_norm(stream, change, after_feed_forward, before_next, weights.eps)
+    stream, following = add_and_norm(stream, change, after_feed_forward, before_next, weights.eps)
+    return stream, products.query_key_value.read(following)
 
 
 def add_and_norm(
     stream: torch.Tensor, change: torch.Tensor, gate: torch.Tensor, scale: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`stream` plus the normed and gated `change`; and that sum normed and scaled, for what comes next."""
+    """`stream` plus the normed and gated `change`; and that sum normed and scaled for what comes next, in fp32."""
     stream = torch.addcmul(stream.float(), _unit(change, eps), gate).to(stream.dtype)
     # Normed from its rounded values, as the stock block does: kept in fp32 the sum would be written to memory, too.
-    return stream, norm(stream, scale, eps).to(stream.dtype)
+    return stream, norm(stream, scale, eps)
 
 
 def norm(values: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -103,11 +109,11 @@ def _unit(values: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _queries_keys_values(
-    normed: torch.Tensor, weights: BlockWeights, rotary: torch.Tensor
+    normed: Activations, weights: BlockWeights, rotary: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each (pictures, tokens, heads, head_dim); the values are a view of the product."""
     head_dim = weights.query_norm.shape[-1]
     query, key, value = weights.projections.query_key_value(normed).unflatten(-1, (3, -1, head_dim)).unbind(2)
     query = rotate(norm(query, weights.query_norm, weights.query_key_eps), rotary)
     key = rotate(norm(key, weights.key_norm, weights.query_key_eps), rotary)
-    return query.to(normed.dtype), key.to(normed.dtype), value
+    return query.to(value.dtype), key.to(value.dtype), value

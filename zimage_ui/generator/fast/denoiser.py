@@ -25,6 +25,7 @@ from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
 from zimage_ui.generator.fast.step import EAGER, PassPlan, StepFunctions, StepNetwork
+from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -45,7 +46,8 @@ _KEPT_ROTARIES = 32
 class FastTransformer:
     """A stock Z-Image transformer, made fast; made once, where the model is loaded.
 
-    The stock module goes on working: its weights become views of the fused ones.
+    The stock module goes on working, its weights become views of the fused ones; but for the lossy precisions, which
+    take its matrices away block by block.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class FastTransformer:
         ways: Sequence[Callable[[], StepFunctions]] | None = None,
         streamed_layers: int = 0,
         transfer: Transfer[Any] | None = None,
+        precision: Precision = Precision.EXACT,
     ) -> None:
-        """Fuse the weights of `transformer`, block by block.
+        """Fuse, or round, the weights of `transformer`, block by block.
 
         Args:
             transformer: on `device`, in `dtype`, for inference; but for the layers that are streamed from the start,
@@ -70,6 +73,7 @@ class FastTransformer:
                 then not.
             streamed_layers: how many live on the host from the start; `stream` changes it.
             transfer: brings them to the device; None is CUDA's own.
+            precision: of the blocks' matrix products.
 
         Raises:
             torch.OutOfMemoryError: the device has no room for it.
@@ -79,7 +83,7 @@ class FastTransformer:
         self._embedder = transformer.rope_embedder
         self._channels: int = transformer.in_channels
         with torch.no_grad():
-            self.network = StepNetwork(transformer, device, transfer)
+            self.network = StepNetwork(transformer, device, transfer, precision)
             self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
         if make_recorder is None and device.type == "cuda":

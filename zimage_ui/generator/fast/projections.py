@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows
+
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
@@ -23,8 +25,11 @@ _PACKING_LIMIT_BYTES = 2**30
 class Projection(Protocol):
     """A linear map of the last axis; what it is stored and computed in is its own affair."""
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """(..., inputs) -> (..., outputs), in the dtype of `values`."""
+    def read(self, values: torch.Tensor) -> Activations:
+        """`values` (..., inputs), of any dtype, in the form in which the product reads them."""
+
+    def __call__(self, activations: Activations) -> torch.Tensor:
+        """(..., inputs), in the model's dtype or in the form of `read`, -> (..., outputs) in the model's dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,13 @@ class PlainProjection:
 
     weight: torch.Tensor
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+    def read(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` in the matrix's dtype."""
+        return values.to(self.weight.dtype)
+
+    def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by the device's own library."""
-        return functional.linear(values, self.weight)
+        return functional.linear(_unquantised(activations), self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +53,13 @@ class PackedProjection:
 
     packed: torch.Tensor
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+    def read(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` in the matrix's dtype."""
+        return values.to(self.packed.dtype)
+
+    def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by oneDNN."""
-        return torch.ops.mkldnn._linear_pointwise(values, self.packed, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(_unquantised(activations), self.packed, None, "none", [], "")
 
 
 class BlockProjections(NamedTuple):
@@ -117,6 +130,11 @@ def packing_pays(module: nn.Module) -> bool:
     size_bytes = sum(parameter.nbytes for parameter in module.parameters())
     computes_in_onednn = first.device.type == "cpu" and first.dtype == torch.float32
     return computes_in_onednn and torch.backends.mkldnn.is_available() and size_bytes <= _PACKING_LIMIT_BYTES
+
+
+def _unquantised(activations: Activations) -> torch.Tensor:
+    assert not isinstance(activations, QuantisedRows), "blocks of one network are of one kind"
+    return activations
 
 
 def _packed(projection: Projection) -> Projection:

@@ -17,11 +17,13 @@ from zimage_ui.generator.fast.attention import AttentionBackend, attention_by
 from zimage_ui.generator.fast.block import BlockWeights, block_weights, norm, run_block
 from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
 from zimage_ui.generator.fast.patches import from_patches, to_patches
-from zimage_ui.generator.fast.projections import packed, packing_pays
+from zimage_ui.generator.fast.projections import Projection, packed, packing_pays
+from zimage_ui.generator.fast.quantised_rows import Activations, joined
 from zimage_ui.generator.fast.rotary import Rotary, caption_positions, rotation_table
 from zimage_ui.generator.fast.shapes import PATCH_KEY, TOKEN_MULTIPLE, DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
 from zimage_ui.generator.fast.streaming import StreamedLayers
+from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -34,12 +36,14 @@ class EntryWeights(NamedTuple):
         weight, bias: of the map from a patch to a token.
         pad_token: (1, dim), what an image is filled up with to a multiple of 32 tokens.
         eps: of the first block's norm.
+        first: the projection that reads what is normed.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     pad_token: torch.Tensor
     eps: float
+    first: Projection
 
 
 class ExitWeights(NamedTuple):
@@ -50,13 +54,13 @@ class ExitWeights(NamedTuple):
     eps: float
 
 
-def enter(latents: torch.Tensor, weights: EntryWeights, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def enter(latents: torch.Tensor, weights: EntryWeights, scale: torch.Tensor) -> tuple[torch.Tensor, Activations]:
     """The image's tokens (pictures, padded tokens, dim) of fp32 latents, and the same normed for the first block."""
     tokens = functional.linear(to_patches(latents.to(weights.weight.dtype)), weights.weight, weights.bias)
     missing = -tokens.shape[1] % TOKEN_MULTIPLE
     if missing:
         tokens = torch.cat((tokens, weights.pad_token.expand(tokens.shape[0], missing, -1)), dim=1)
-    return tokens, norm(tokens, scale, weights.eps).to(tokens.dtype)
+    return tokens, weights.first.read(norm(tokens, scale, weights.eps))
 
 
 def leave(tokens: torch.Tensor, weights: ExitWeights, scale: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -75,8 +79,8 @@ class StepFunctions(NamedTuple):
         specialised: whether each further combination of sizes would have to be compiled.
     """
 
-    enter: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    block: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    enter: Callable[..., tuple[torch.Tensor, Activations]]
+    block: Callable[..., tuple[torch.Tensor, Activations]]
     leave: Callable[..., torch.Tensor]
     specialised: bool
 
@@ -104,6 +108,8 @@ class PassPlan:
 class StepNetwork:
     """A stock transformer's weights, laid out for passes; its own parameters become views of them.
 
+    In a lossy precision the blocks that every step runs have other weights than the stock module, which loses its own.
+
     Attributes:
         refiner, context: the blocks that only the image's tokens pass, and only the caption's.
         layers: the main ones, some of which may be streamed.
@@ -114,6 +120,7 @@ class StepNetwork:
         transformer: ZImageTransformer2DModel,
         device: torch.device | None = None,
         transfer: Transfer[Any] | None = None,
+        precision: Precision = Precision.EXACT,
     ) -> None:
         """Fuse the weights where they are.
 
@@ -121,19 +128,23 @@ class StepNetwork:
             transformer: for inference.
             device: where it computes; None is where it is.
             transfer: brings streamed layers to the device; None is CUDA's own.
+            precision: of the matrix products of `refiner` and `layers`.
         """
         final = transformer.all_final_layer[PATCH_KEY]
         embedder = transformer.all_x_embedder[PATCH_KEY]
         self._transformer = transformer
-        self.refiner = [block_weights(block) for block in transformer.noise_refiner]
-        layers = [block_weights(block) for block in transformer.layers]
+        self.refiner = [block_weights(block, precision) for block in transformer.noise_refiner]
+        layers = [block_weights(block, precision) for block in transformer.layers]
         self.context = [block_weights(block) for block in transformer.context_refiner]
         self._context_rows = [plain_rows(block) for block in transformer.context_refiner]
-        self._entry = EntryWeights(embedder.weight, embedder.bias, transformer.x_pad_token, self.refiner[0].eps)
+        if precision is Precision.EXACT and transfer is None and packing_pays(transformer):
+            self.refiner, layers = _pack(self.refiner), _pack(layers)
+        first = self.refiner[0]
+        self._entry = EntryWeights(
+            embedder.weight, embedder.bias, transformer.x_pad_token, first.eps, first.projections.query_key_value
+        )
         self._exit = ExitWeights(final.linear.weight, final.linear.bias, final.norm_final.eps)
         self._eps, self._head_dim = layers[0].eps, layers[0].query_norm.shape[-1]
-        if transfer is None and packing_pays(transformer):
-            self.refiner, layers = _pack(self.refiner), _pack(layers)
         self.layers = StreamedLayers(transformer.layers, layers, device or transformer.device, transfer)
 
     @property
@@ -163,7 +174,7 @@ class StepNetwork:
         rotary = rotation_table(model.rope_embedder, caption_positions(tokens.shape[1]), tokens.device)
         # A block norms for its follower, too: the rows run on from block to block.
         rows = torch.cat((*self._context_rows, torch.ones_like(self._context_rows[0][:1])))
-        normed = norm(tokens, rows[0], self.context[0].eps).to(tokens.dtype)
+        normed = self.context[0].projections.query_key_value.read(norm(tokens, rows[0], self.context[0].eps))
         for weights, block_rows in zip(self.context, _windows(rows), strict=True):
             tokens, normed = run_block(tokens, normed, weights, block_rows, rotary)
         return tokens
@@ -197,11 +208,12 @@ class StepNetwork:
             return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
 
     def _join(
-        self, tokens: torch.Tensor, normed: torch.Tensor, captions: torch.Tensor, scale: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, tokens: torch.Tensor, normed: Activations, captions: torch.Tensor, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, Activations]:
         """The captions behind the image's tokens, and their norm behind the image's."""
-        normed_captions = norm(captions, scale, self._eps).to(captions.dtype)
-        return torch.cat((tokens, captions), dim=1), torch.cat((normed, normed_captions), dim=1)
+        reader = self.refiner[-1].projections.query_key_value  # as the image's tokens were read
+        normed_captions = reader.read(norm(captions, scale, self._eps))
+        return torch.cat((tokens, captions), dim=1), joined(normed, normed_captions)
 
 
 def _windows(rows: torch.Tensor) -> list[torch.Tensor]:

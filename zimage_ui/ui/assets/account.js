@@ -43,6 +43,7 @@ function chips(facts, pictures) {
     chip(`${picture.width} × ${picture.height}`, t("fact.size.how", { ratio: aspect(picture.width, picture.height) })),
     facts.shape_warm === false && chip(t("fact.cold"), t("fact.cold.how")),
     facts.nfe > 0 && chip(t("fact.nfe", { n: count(facts.nfe) }), t("fact.nfe.how")),
+    precisionChip(facts.precision),
     cacheChip(facts.embedding_cache_hit),
     facts.preview_ms > 0 && chip(t("fact.previews", { time: ms(facts.preview_ms) }), t("fact.previews.how")),
     fileChip(picture),
@@ -62,6 +63,11 @@ function seedChip(pictures) {
 
 function fileChip({ size_bytes: bytes, image_format: format, path }) {
   return bytes > 0 && chip(`${format.toUpperCase()} ${fileSize(bytes)}`, path);
+}
+
+/** Files from before it was kept are exact. */
+function precisionChip(precision) {
+  return chip(t(`precision.${precision ?? "exact"}`), t("fact.precision.how"));
 }
 
 function cacheChip(hit) {

@@ -51,6 +51,7 @@ function rowsOf(loaded) {
     ["model.name", loaded.name, loaded.source_reason, t("model.fingerprint", { hex: loaded.fingerprint })],
     ["model.device", loaded.device_name, loaded.device],
     ["model.dtype", loaded.dtype, loaded.dtype_reason],
+    ["model.precision", t(`precision.${loaded.precision}`), loaded.precision_reason],
     ["model.plan", loaded.memory_plan, loaded.memory_plan_reason],
     ["model.loaded", ms(loaded.load_ms), t("model.loaded.how")],
   ];

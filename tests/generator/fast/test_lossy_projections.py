@@ -1,0 +1,174 @@
+"""Products in eight bits: exact but for the rounding of their factors, in the memory of those alone."""
+
+import pytest
+import torch
+
+from tests.generator.fast.conftest import CountedBackend, ReplayingRecorder, random_transformer
+from zimage_ui.generator.fast.block import block_weights, run_block
+from zimage_ui.generator.fast.compiled_step import compiled_functions
+from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
+from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection, lossy, lossy_projections
+from zimage_ui.generator.fast.projections import PackedProjection, PlainProjection, block_projections, packed
+from zimage_ui.generator.fast.quantised_rows import QuantisedRows
+from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.step import StepNetwork
+from zimage_ui.request import Precision
+
+pytestmark = pytest.mark.model
+
+CPU = torch.device("cpu")
+KINDS = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
+# Of one product of normal numbers. Both factors are off by 2.6 % (FP8) or 0.8 % (INT8) of themselves on average.
+LARGEST_PRODUCT_ERRORS = {Precision.FP8: 0.045, Precision.INT8: 0.015}
+# Of a transformer of seven blocks.
+LARGEST_ERRORS = {Precision.FP8: 0.1, Precision.INT8: 0.05}
+
+TIMESTEPS = (1000.0, 913.5, 12.25)
+
+lossy_kinds = pytest.mark.parametrize("precision", KINDS)
+
+
+@pytest.fixture
+def block():
+    return random_transformer(n_layers=1).layers[0]
+
+
+def restored(rows: QuantisedRows) -> torch.Tensor:
+    return rows.values.double() * rows.scales.double()
+
+
+def velocities(fast, noise, shape=(1, 16, 10, 14)):
+    latents, prompt = noise(*shape), noise(40, 24, seed=1)
+    wanted = DenoiserShape(*shape[2:], caption_length(prompt), shape[0])
+    denoiser = fast.denoiser(wanted, TIMESTEPS, prompt)
+    with torch.inference_mode():
+        return torch.stack([denoiser.predict(latents, None, step) for step in range(len(TIMESTEPS))])
+
+
+@lossy_kinds
+def test_a_product_is_that_of_the_rounded_factors(noise, distance, precision):
+    weight, values = noise(64, 96), noise(2, 7, 96, seed=1)
+    projection = KINDS[precision].of(weight)
+    found = projection(values)
+    factor = projection.weight.double() * projection.scales.double().t()
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 7, 64)
+    assert distance(found.double(), restored(projection.read(values)) @ factor.t()) < 1e-6
+
+
+@lossy_kinds
+def test_a_product_is_near_the_exact_one(noise, distance, precision):
+    weight, values = noise(64, 96), noise(2, 7, 96, seed=1)
+    error = distance(KINDS[precision].of(weight)(values), values @ weight.t())
+    assert LARGEST_PRODUCT_ERRORS[precision] / 4 < error < LARGEST_PRODUCT_ERRORS[precision]
+
+
+@lossy_kinds
+def test_what_was_read_before_gives_the_same(noise, precision):
+    projection = KINDS[precision].of(noise(64, 96).bfloat16())
+    values = noise(2, 7, 96, seed=1).bfloat16()
+    found = projection(values)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(projection(projection.read(values)), found)
+
+
+@lossy_kinds
+def test_matrices_are_replaced_and_their_memory_is_free(block, noise, precision):
+    attention, feed_forward = block.attention, block.feed_forward
+    values, hidden = noise(2, 7, 96), noise(2, 7, 256)
+    expected = {
+        "query_key_value": torch.cat([layer(values) for layer in (attention.to_q, attention.to_k, attention.to_v)], -1),
+        "output": attention.to_out[0](values),
+        "gate_up": torch.cat([feed_forward.w1(values), feed_forward.w3(values)], -1),
+        "down": feed_forward.w2(hidden),
+    }
+    before = sum(parameter.nbytes for parameter in block.parameters() if parameter.ndim == 2)
+    modulation_bytes = block.adaLN_modulation[0].weight.nbytes
+    projections = lossy_projections(block, precision)
+    for name, product in expected.items():
+        found = getattr(projections, name)(hidden if name == "down" else values)
+        assert torch.nn.functional.cosine_similarity(found.flatten(), product.flatten(), dim=0) > 0.998, name
+    kept = {parameter.untyped_storage().nbytes() for parameter in block.parameters() if parameter.ndim != 1}
+    assert kept == {modulation_bytes}
+    assert sum(each.weight.untyped_storage().nbytes() for each in projections) * 4 == before - modulation_bytes
+    with pytest.raises(RuntimeError):
+        attention.to_q(values)
+
+
+@lossy_kinds
+def test_only_plain_matrices_are_rounded(block, precision):
+    plain = block_projections(block)
+    assert all(isinstance(each, PlainProjection) for each in plain)
+    assert all(isinstance(each, KINDS[precision]) for each in lossy(plain, precision))
+    odd = plain._replace(down=PlainProjection(torch.zeros(96, 250)), output=PlainProjection(torch.zeros(90, 96)))
+    assert [type(each) for each in lossy(odd, precision)] == [
+        KINDS[precision], PlainProjection, KINDS[precision], PlainProjection,
+    ]  # fmt: skip
+    already = packed(plain)
+    assert all(isinstance(each, PackedProjection) for each in already)
+    assert lossy(already, precision) == already
+
+
+@lossy_kinds
+def test_a_block_hands_on_what_the_next_one_reads(noise, precision):
+    model = random_transformer(n_layers=1)
+    weights = block_weights(model.layers[0], precision)
+    stream, rows = noise(1, 32, 96), torch.ones(4, 96)
+    table = torch.view_as_complex(noise(1, 32, 1, 24, 2))
+    following, handed_on = run_block(stream, stream, weights, rows, table)
+    assert isinstance(handed_on, QuantisedRows)
+    again, _ = run_block(following, handed_on, weights, rows, table)
+    assert again.shape == (1, 32, 96)
+    kept, short = run_block(stream, stream, weights, rows, table, kept_tokens=5)
+    assert torch.allclose(kept, following[:, :5], atol=1e-4)
+    assert isinstance(short, QuantisedRows)
+    assert short.values.shape == (1, 5, 96)
+
+
+class TestDenoiser:
+    """The whole transformer, against the exact one."""
+
+    @lossy_kinds
+    @pytest.mark.parametrize("shape", [(1, 16, 10, 14), (2, 16, 8, 8)])
+    def test_it_is_near_the_exact_one_and_differs(self, transformer, noise, distance, precision, shape):
+        exact = velocities(FastTransformer(transformer, CPU, torch.float32), noise, shape)
+        fast = FastTransformer(random_transformer(), CPU, torch.float32, precision=precision)
+        error = distance(velocities(fast, noise, shape), exact)
+        assert 1e-3 < error < LARGEST_ERRORS[precision]
+
+    @lossy_kinds
+    def test_only_the_blocks_of_a_step_are_rounded(self, precision):
+        model = random_transformer()
+        network = StepNetwork(model, precision)
+        for weights in (*network.refiner, *network.layers):
+            assert all(isinstance(each, KINDS[precision]) for each in weights.projections)
+        for weights in network.context:
+            assert all(isinstance(each, PlainProjection) for each in weights.projections)
+
+
+class TestTracedForACompiler:
+    @pytest.fixture
+    def backend(self):
+        torch._dynamo.reset()
+        yield CountedBackend()
+        torch._dynamo.reset()
+
+    @pytest.fixture(params=KINDS, ids=str)
+    def fast(self, request, backend):
+        functions = compiled_functions(backend=backend)
+        ways = [lambda: functions]
+        return FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, request.param)
+
+    def test_it_computes_the_same_with_as_few_functions(self, fast, backend, noise, distance):
+        plain = velocities(fast, noise)
+        assert fast.prepare(DenoiserShape(10, 14, 64))
+        assert distance(velocities(fast, noise), plain) < 1e-5
+        assert backend.compilations == 4  # the entry, the block for image tokens and for all tokens, the exit
+
+    def test_further_sizes_and_captions_compile_nothing(self, fast, backend):
+        for shape in (DenoiserShape(8, 8, 32), DenoiserShape(8, 16, 64), DenoiserShape(16, 10, 32)):
+            assert fast.prepare(shape)
+        compiled = backend.compilations
+        for columns in (3, 7, 11):
+            assert fast.prepare(DenoiserShape(12, 2 * columns, 96))
+        assert backend.compilations == compiled <= 8
