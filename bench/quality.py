@@ -72,7 +72,7 @@ def draw_all(folder: Path, precision: Precision, sketches: Sequence[Sketch]) -> 
     from zimage_ui.generator.memory import release_memory
 
     components, info = load_components(str(folder), progress=lambda _: None)
-    engine = engines.Engine(components, 2**24, precision)
+    engine = engines.Engine(components, 2**24, precision=precision)
     for (width, height), tokens in itertools.product({sketch.size for sketch in sketches}, _CAPTION_TOKENS):
         engine.prepare(width, height, tokens)
     finals: list[torch.Tensor] = []

@@ -474,11 +474,12 @@ class TestPreparedShapes:
         assert not engine.is_prepared(self.SHAPE)
         assert not make(engine, request()).shape_warm
 
-    def test_pictures_decoded_in_tiles_need_no_decoder_of_their_size(self, engine, fail_forward):
+    def test_for_pictures_decoded_in_tiles_the_decoder_is_prepared_for_a_tile(self, engine, fail_forward):
         fail_forward(transformer_pass(engine), torch.OutOfMemoryError(FULL))
-        assert make(engine, request()).memory_plan == "smallest"
-        assert engine.prepare(64, 64, 32)
-        assert not engine._decoder.is_prepared(8, 8)
+        assert make(engine, request()).memory_plan == "tiled"
+        assert engine.prepare(576, 64, 32)
+        assert engine._decoder.is_prepared(8, 64)
+        assert not engine._decoder.is_prepared(8, 72)
 
     def test_a_rehearsal_leaves_the_prompt_cache_and_the_listeners_alone(self, engine):
         made: list[PictureShape] = []

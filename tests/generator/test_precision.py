@@ -91,7 +91,7 @@ def test_a_picture_in_eight_bits_is_nearly_the_exact_one_and_says_what_it_is(tin
     def picture(chosen: Precision) -> np.ndarray:
         components, _ = load_components(str(tiny_folder), progress=lambda _: None)
         request = GenerationRequest(prompt="a red cat", width=64, height=64, num_inference_steps=4, seed=7)
-        result = Engine(components, 1 << 20, chosen).generate(request, SILENT, threading.Event())
+        result = Engine(components, 1 << 20, precision=chosen).generate(request, SILENT, threading.Event())
         assert result.precision is chosen
         return np.frombuffer(result.images[0].pixels, np.uint8).astype(int)
 

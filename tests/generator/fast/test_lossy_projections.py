@@ -139,7 +139,7 @@ class TestDenoiser:
     @lossy_kinds
     def test_only_the_blocks_of_a_step_are_rounded(self, precision):
         model = random_transformer()
-        network = StepNetwork(model, precision)
+        network = StepNetwork(model, precision=precision)
         for weights in (*network.refiner, *network.layers):
             assert all(isinstance(each, KINDS[precision]) for each in weights.projections)
         for weights in network.context:
@@ -157,7 +157,7 @@ class TestTracedForACompiler:
     def fast(self, request, backend):
         functions = compiled_functions(backend=backend)
         ways = [lambda: functions]
-        return FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, request.param)
+        return FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, precision=request.param)
 
     def test_it_computes_the_same_with_as_few_functions(self, fast, backend, noise, distance):
         plain = velocities(fast, noise)
