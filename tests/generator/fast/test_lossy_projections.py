@@ -157,7 +157,9 @@ class TestTracedForACompiler:
     def fast(self, request, backend):
         functions = compiled_functions(backend=backend)
         ways = [lambda: functions]
-        return FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, precision=request.param)
+        return FastTransformer(
+            random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, precision=request.param
+        )
 
     def test_it_computes_the_same_with_as_few_functions(self, fast, backend, noise, distance):
         plain = velocities(fast, noise)
