@@ -7,13 +7,13 @@ modulation is just a norm with another weight. Everything is fp32, whatever the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
+from zimage_ui.generator.fast.graphs import RecentlyUsed
 from zimage_ui.generator.fast.shapes import PATCH_KEY
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ModulationTables:
 
     def __init__(self, transformer: ZImageTransformer2DModel) -> None:
         self._transformer = transformer
-        self._tables: OrderedDict[tuple[float, ...], torch.Tensor] = OrderedDict()
+        self._tables: RecentlyUsed[tuple[float, ...], torch.Tensor] = RecentlyUsed(_KEPT_TABLES)
 
     def rows(self, timesteps: Sequence[float]) -> torch.Tensor:
         """(steps, rows, dim), fp32, on the model's device.
@@ -49,12 +49,11 @@ class ModulationTables:
             timesteps: as the scheduler counts them, 1000 (noise) to 0 (picture), one for each step.
         """
         key = tuple(timesteps)
-        if key not in self._tables:
-            self._tables[key] = self._compute(key)
-            if len(self._tables) > _KEPT_TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+        table = self._tables.get(key)
+        if table is None:
+            table = self._compute(key)
+            self._tables.put(key, table)
+        return table
 
     def _compute(self, timesteps: tuple[float, ...]) -> torch.Tensor:
         model = self._transformer
