@@ -9,7 +9,7 @@ import pytest
 from zimage_ui.errors import SettingsError
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.placement import Device
-from zimage_ui.generator.precision import can_compute, check_precision
+from zimage_ui.generator.precision import check_precision
 from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest, Precision
 
@@ -35,7 +35,7 @@ CARDS = {
 
 @pytest.mark.parametrize(("device", "precisions"), CARDS.values(), ids=CARDS)
 def test_a_card_has_the_precisions_of_its_tensor_cores(device: Device, precisions: set[str]):
-    assert {precision for precision in Precision if can_compute(precision, device)} == precisions
+    assert {precision for precision in Precision if device.computes_in(precision)} == precisions
     for precision in Precision:
         if precision in precisions:
             assert check_precision(precision, device)

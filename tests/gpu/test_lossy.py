@@ -15,7 +15,6 @@ from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.placement import read_device
-from zimage_ui.generator.precision import can_compute
 from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest, Precision
 
@@ -30,7 +29,7 @@ KINDS = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
 
 @pytest.fixture(params=KINDS, ids=str)
 def precision(request: pytest.FixtureRequest) -> Precision:
-    if not can_compute(request.param, read_device()):
+    if not read_device().computes_in(request.param):
         pytest.skip(f"this card has no {request.param}")
     return request.param
 

@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
     from transformers import PreTrainedTokenizerBase, Qwen3Model
 
+    from zimage_ui.generator.fast.rounding import RoundedBlocks
     from zimage_ui.generator.placement import MemoryBudget
 
 
 # Places on the device through which streamed layers pass: while one is computed with, the other is filled. With two,
 # whichever of copying and computing takes longest never pauses; more would help nobody.
 STREAM_SLOTS = 2
+
+# Both extents of a matrix in FP8 are multiples of this (int8: of 8), or it stays as it is; those of the published
+# models are.
+EIGHT_BIT_MULTIPLE = 16
 
 
 class MemoryPlan(StrEnum):
@@ -92,6 +97,8 @@ class Components:
         max_prompt_tokens: longer prompts are cut, as the stock pipeline cuts them (`max_sequence_length`).
         streamed_layers: how many of the transformer's layers there was no room for, where that is the plan.
         budget: what there was room for; None where nobody knows.
+        rounded: in a lossy precision, the blocks of the transformer that were rounded while they were read and are
+            missing from it. The first engine takes them.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -106,6 +113,7 @@ class Components:
     max_prompt_tokens: int = 512
     streamed_layers: int = 0
     budget: MemoryBudget | None = None
+    rounded: RoundedBlocks | None = None
 
     def may_do(self, plan: MemoryPlan, size: tuple[int, int], pictures: int) -> bool:
         """Whether it is worth trying `pictures` of `size` (width, height) at once with `plan`."""

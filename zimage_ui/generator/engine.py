@@ -102,7 +102,7 @@ class Engine:
 
         Args:
             components: whose text encoder loses its last layer. A lossy precision takes matrices of the transformer
-                away: no other engine can use it.
+                away: no other engine can use it. Where they were rounded while loading, that is the precision.
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             precision: of the transformer's matrix products; a CPU emulates what it has not.
@@ -113,7 +113,7 @@ class Engine:
         self.projection: PreviewProjection | None = None
         self.on_made: Callable[[PictureShape], None] = lambda shape: None
         self.prepares = make_recorder is not None
-        self._precision = precision
+        self._precision = components.rounded.precision if components.rounded else precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
         self._text_encoder = FastTextEncoder(components.text_encoder, components.device, make_recorder)
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
@@ -127,7 +127,7 @@ class Engine:
                 components.dtype,
                 make_recorder,
                 streamed_layers=streamed_layers,
-                precision=precision,
+                precision=components.rounded or precision,
             ),
             components.device,
         )

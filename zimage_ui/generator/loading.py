@@ -25,6 +25,7 @@ from zimage_ui import __version__
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.base import ModelInfo, ProgressListener, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
+from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.streaming import streamed_names
 from zimage_ui.generator.fingerprint import model_fingerprint, text_encoder_fingerprint
 from zimage_ui.generator.layout import ModelFolder, WeightedPart, is_qwen_tokenizer, open_model_folder
@@ -45,6 +46,7 @@ from zimage_ui.generator.profiles import find_profile
 from zimage_ui.generator.sources import find_model
 from zimage_ui.generator.weight_files import FETCH_AGAIN, WeightFile
 from zimage_ui.generator.weights import fill, make_empty, match
+from zimage_ui.request import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -97,12 +99,15 @@ class _Choices:
     device: Device
     dtype: DtypeChoice
     plan: PlanChoice
+    precision: Precision
 
     def budget(self, sizes: ModelSizes) -> MemoryBudget | None:
         """What requests are judged by; None on a CPU, whose memory others take and give back."""
         if not self.device.is_gpu:
             return None
-        return MemoryBudget(sizes=sizes, itemsize=self.dtype.itemsize, free_bytes=self.device.free_bytes)
+        return MemoryBudget(
+            sizes=sizes, itemsize=self.dtype.itemsize, free_bytes=self.device.free_bytes, precision=self.precision
+        )
 
     def smaller(self, layers: int) -> _Choices | None:
         """The same with the next smaller plan for a transformer of so many layers: this one ran out of memory."""
@@ -113,12 +118,16 @@ class _Choices:
         return replace(self, plan=PlanChoice(plan, reason, plan.streamed_layers(layers)))
 
 
-def load_components(model: str, *, progress: ProgressListener) -> tuple[Components, ModelInfo]:
+def load_components(
+    model: str, *, progress: ProgressListener, precision: Precision = Precision.EXACT
+) -> tuple[Components, ModelInfo]:
     """Bring the model that `model` names to the device that is there.
 
     Args:
         model: a folder in diffusers layout, a hub id ("owner/name" or "owner/name@revision"), or "auto".
         progress: hears of the download, if there is one, and of each tensor's arrival; 0..1 over both.
+        precision: of the transformer's matrix products. In a lossy one its matrices are rounded as they arrive
+            (`Components.rounded`), and never stand there as a whole in the dtype.
 
     Raises:
         ModelError: it cannot be found, fetched or read.
@@ -127,14 +136,14 @@ def load_components(model: str, *, progress: ProgressListener) -> tuple[Componen
     """
     way = _Way(progress)
     device = read_device()
-    source = find_model(model, device, way.download)
+    source = find_model(model, device, way.download, precision)
     begun = time.perf_counter()
     files = open_model_folder(source.folder)
     profile = find_profile(source.source, files.marker, files.transformer.config, files.scheduler)
     dtype = choose_dtype(device)
     try:
-        need = memory_need(_sizes(files), profile.sizes[0], dtype.itemsize)
-        choices = _Choices(device, dtype, choose_plan(device, need))
+        need = memory_need(_sizes(files), profile.sizes[0], dtype.itemsize, precision=precision)
+        choices = _Choices(device, dtype, choose_plan(device, need), precision)
         components, choices = _load_in_some_plan(files, choices, way)
         _finish(components)
     except LOAD_ERRORS as error:
@@ -187,7 +196,7 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     vae = make_empty(lambda: AutoencoderKL.from_config(files.vae.config))
     text_encoder = make_empty(lambda: Qwen3Model(_text_encoder_config(files.text_encoder, dtype)))
     layers: int = files.transformer.config["n_layers"]
-    on_host = {"transformer": streamed_names(choices.plan.streamed_layers, layers)}
+    streamed = choices.plan.streamed_layers
     places = {
         "transformer": (transformer, device),
         "vae": (vae, device),
@@ -195,10 +204,17 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     }
     for part in files.parts:
         match(places[part.name][0], part)  # all of them before the first weight is read
+    exact = choices.precision is Precision.EXACT
+    rounded = None if exact else RoundedBlocks(transformer, choices.precision, dtype, device, streamed)
     count = _Count(files, way)
     for part in files.parts:
         module, place = places[part.name]
-        fill(module, part, place, dtype, count.loaded, on_host.get(part.name, ()))
+        if part.name != "transformer":
+            fill(module, part, place, dtype, count.loaded)
+        elif rounded is None:
+            fill(module, part, place, dtype, count.loaded, streamed_names(streamed, layers))
+        else:
+            fill(module, part, place, dtype, count.loaded, sinks=rounded.sinks)
     if not choices.device.is_gpu:
         # oneDNN's own order: decoding takes 10 to 20 % less time on a CPU (and, without a compiler, more on a GPU)
         vae.to(memory_format=torch.channels_last)
@@ -211,7 +227,8 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
         device=device,
         dtype=dtype,
         memory_plan=choices.plan.plan,
-        streamed_layers=choices.plan.streamed_layers,
+        streamed_layers=streamed,
+        rounded=rounded,
         budget=choices.budget(_sizes(files)),
         text_encoder_fingerprint=text_encoder_fingerprint(files.folder),
     )
@@ -247,6 +264,7 @@ def _sizes(files: ModelFolder) -> ModelSizes:
         transformer_width=files.transformer.config["dim"],
         vae_width=files.vae.config["block_out_channels"][1],
         transformer_layers=files.transformer.config["n_layers"],
+        transformer_refiners=files.transformer.config.get("n_refiner_layers", 2),
     )
 
 

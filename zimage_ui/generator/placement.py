@@ -7,14 +7,17 @@ Everything here but `read_device` is arithmetic over a frozen `Device`, so that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zimage_ui.errors import DeviceMemoryError
-from zimage_ui.generator.components import STREAM_SLOTS, MemoryPlan
+from zimage_ui.generator.components import EIGHT_BIT_MULTIPLE, STREAM_SLOTS, MemoryPlan
 from zimage_ui.generator.units import data_size
+from zimage_ui.request import Precision
 
 # NVIDIA cards compute in bf16 since Ampere; before that torch only emulates it.
 _BF16_CAPABILITY = (8, 0)
+# Their tensor cores multiply in eight bits since Ada and Turing; the first of these that a card has is the fastest.
+EIGHT_BIT_CAPABILITIES = {Precision.FP8: (8, 9), Precision.INT8: (7, 5)}
 
 # Left free on a GPU: the workspaces of cuBLAS and cuDNN, fragmentation, and what the desktop takes in the meantime.
 _GPU_RESERVE_BYTES = 600_000_000
@@ -23,6 +26,9 @@ _GPU_RESERVE_BYTES = 600_000_000
 # with 512 caption tokens; 639, 2552, 5741 and 10204 MB for the VAE.
 _TRANSFORMER_FACTOR = 16.0
 _VAE_FACTOR = 4.8
+# Uncompiled, the largest product of a block and its copies on the way to eight bits stand beside each other. Counted
+# with tensors without memory, not measured; what is prepared takes no more than in bf16.
+_UNCOMPILED_FACTORS = {Precision.EXACT: 0.0, Precision.FP8: 31.0, Precision.INT8: 38.0}
 _PIXELS_A_TOKEN = 256
 _MAX_CAPTION_TOKENS = 512
 # Of a tile, in pixels; and the tiles are put together in three colours and a weight, in fp32.
@@ -58,6 +64,12 @@ class Device:
         """Whether it is an NVIDIA GPU."""
         return self.capability is not None
 
+    def computes_in(self, precision: Precision) -> bool:
+        """Whether it has tensor cores for `precision`; everything computes exactly."""
+        if precision is Precision.EXACT:
+            return True
+        return self.capability is not None and self.capability >= EIGHT_BIT_CAPABILITIES[precision]
+
 
 @dataclass(frozen=True, slots=True)
 class DtypeChoice:
@@ -83,6 +95,7 @@ class ModelSizes:
         transformer_width: values of one token.
         vae_width: channels of the VAE's largest activations, those at full resolution.
         transformer_layers: main layers, those that can be streamed.
+        transformer_refiners: the layers before them that every step runs, too; they are rounded, but never streamed.
     """
 
     text_encoder: int
@@ -91,12 +104,33 @@ class ModelSizes:
     transformer_width: int
     vae_width: int
     transformer_layers: int = 0
+    transformer_refiners: int = 0
 
     @property
     def layer(self) -> int:
         """Parameters of one layer's matrix products: four of the attention, three of the feed-forward."""
-        hidden = int(self.transformer_width / 3 * 8)
-        return self.transformer_width * (4 * self.transformer_width + 3 * hidden)
+        return sum(outputs * inputs for outputs, inputs in self._matrices)
+
+    def layer_bytes(self, itemsize: int, precision: Precision) -> int:
+        """What one layer's matrix products take; in eight bits, each row has a scale of four bytes."""
+
+        def size_bytes(outputs: int, inputs: int) -> int:
+            if precision is Precision.EXACT or outputs % EIGHT_BIT_MULTIPLE or inputs % EIGHT_BIT_MULTIPLE:
+                return outputs * inputs * itemsize
+            return outputs * (inputs + 4)
+
+        return sum(size_bytes(*matrix) for matrix in self._matrices)
+
+    def transformer_bytes(self, itemsize: int, precision: Precision) -> int:
+        """What all of the transformer's weights take."""
+        saved_bytes = self.layer_bytes(itemsize, Precision.EXACT) - self.layer_bytes(itemsize, precision)
+        return self.transformer * itemsize - (self.transformer_layers + self.transformer_refiners) * saved_bytes
+
+    @property
+    def _matrices(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of one layer's four products."""
+        dim, hidden = self.transformer_width, int(self.transformer_width / 3 * 8)
+        return (3 * dim, dim), (dim, dim), (2 * hidden, dim), (dim, hidden)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +138,14 @@ class MemoryNeed:
     """What a model takes of its device, in bytes.
 
     Attributes:
-        text_encoder_bytes, transformer_bytes, vae_bytes: weights, in the dtype that is computed in.
+        text_encoder_bytes, transformer_bytes, vae_bytes: weights, in the dtype that is computed in, but for the
+            transformer's matrices, which are in `precision`.
         working_bytes: beside the weights, for one picture of the default size.
         tiled_working_bytes: the same when the picture is decoded in tiles.
         layer_bytes, layers: the weights of each of the transformer's layers that can be streamed, and how many.
+        precision: of the transformer's matrices.
+        other: the same model in eight bits, where this is the exact one, and the other way round; None where nobody
+            has reckoned.
     """
 
     text_encoder_bytes: int
@@ -117,6 +155,8 @@ class MemoryNeed:
     tiled_working_bytes: int
     layer_bytes: int = 0
     layers: int = 0
+    precision: Precision = Precision.EXACT
+    other: MemoryNeed | None = None
 
     def of(self, plan: MemoryPlan, streamed_layers: int = 0) -> int:
         """What `plan` takes at its peak with so many layers streamed."""
@@ -144,29 +184,49 @@ class PlanChoice:
     streamed_layers: int = 0
 
 
-def memory_need(sizes: ModelSizes, size: tuple[int, int], itemsize: int, pictures: int = 1) -> MemoryNeed:
+def memory_need(
+    sizes: ModelSizes,
+    size: tuple[int, int],
+    itemsize: int,
+    pictures: int = 1,
+    precision: Precision = Precision.EXACT,
+) -> MemoryNeed:
     """What a model takes for `pictures` of `size` (width, height) at once, computed at `itemsize` bytes a number.
 
     The factors are measured: torch's peak over one forward of the full-size parts in bf16, less their weights, divided
     by tokens x width x 2 bytes and by pixels x width x 2 bytes; the same from 512 x 512 to 2048 x 2048.
-    Sampling and decoding do not happen at once, but what is recorded for each keeps its memory.
+    Sampling and decoding do not happen at once, but what is recorded for each keeps its memory. What is sampled
+    uncompiled keeps none.
     """
+    other = Precision.INT8 if precision is Precision.EXACT else Precision.EXACT
+    return replace(
+        _memory_need(sizes, size, itemsize, pictures, precision),
+        other=_memory_need(sizes, size, itemsize, pictures, other),
+    )
+
+
+def _memory_need(
+    sizes: ModelSizes, size: tuple[int, int], itemsize: int, pictures: int, precision: Precision
+) -> MemoryNeed:
     width, height = size
     tokens = width * height // _PIXELS_A_TOKEN + _MAX_CAPTION_TOKENS
-    sampling = round(_TRANSFORMER_FACTOR * pictures * tokens * sizes.transformer_width * itemsize)
+    a_factor = pictures * tokens * sizes.transformer_width * itemsize
+    sampling, uncompiled = round(_TRANSFORMER_FACTOR * a_factor), round(_UNCOMPILED_FACTORS[precision] * a_factor)
 
     def decoding(pixels: int) -> int:
         return round(_VAE_FACTOR * pixels * sizes.vae_width * itemsize)
 
     tile_pixels = min(width, _TILE_SIDE) * min(height, _TILE_SIDE)
+    tiled = decoding(tile_pixels) + _MOSAIC_BYTES_A_PIXEL * width * height
     return MemoryNeed(
         text_encoder_bytes=sizes.text_encoder * itemsize,
-        transformer_bytes=sizes.transformer * itemsize,
+        transformer_bytes=sizes.transformer_bytes(itemsize, precision),
         vae_bytes=sizes.vae * itemsize,
-        working_bytes=sampling + decoding(width * height),
-        tiled_working_bytes=sampling + decoding(tile_pixels) + _MOSAIC_BYTES_A_PIXEL * width * height,
-        layer_bytes=sizes.layer * itemsize,
+        working_bytes=max(sampling + decoding(width * height), uncompiled),
+        tiled_working_bytes=max(sampling + tiled, uncompiled),
+        layer_bytes=sizes.layer_bytes(itemsize, precision),
         layers=sizes.transformer_layers,
+        precision=precision,
     )
 
 
@@ -178,18 +238,20 @@ class MemoryBudget:
         sizes: of the model.
         itemsize: bytes of one number.
         free_bytes: of the device.
+        precision: of the transformer's matrices.
     """
 
     sizes: ModelSizes
     itemsize: int
     free_bytes: int
+    precision: Precision = Precision.EXACT
 
     def may_do(self, plan: MemoryPlan, streamed_layers: int, size: tuple[int, int], pictures: int) -> bool:
         """Whether it is worth trying `pictures` of `size` (width, height) with `plan`.
 
         Generous: a plan that would have done and is not tried is lost for good, one that fails is remembered.
         """
-        need = memory_need(self.sizes, size, self.itemsize, pictures)
+        need = memory_need(self.sizes, size, self.itemsize, pictures, self.precision)
         working_bytes = need.tiled_working_bytes if plan.tiles_decode else need.working_bytes
         return need.of(plan, streamed_layers) - _UNSURE * working_bytes <= self.free_bytes
 
@@ -237,36 +299,88 @@ def choose_dtype(device: Device) -> DtypeChoice:
 
 
 def choose_plan(device: Device, need: MemoryNeed) -> PlanChoice:
-    """The fastest memory plan that fits into what is free.
+    """The fastest memory plan that fits into what is free, in the precision that `need` was reckoned for.
+
+    The precision is the person's choice. Where another one would help, the reason or the hint says so.
 
     Raises:
         DeviceMemoryError: not even the smallest one fits.
     """
-    free = f"{data_size(device.free_bytes)} free"
     if not device.is_gpu:
         if need.of(MemoryPlan.RESIDENT) > device.free_bytes:
             raise DeviceMemoryError(
-                f"The model needs {data_size(need.of(MemoryPlan.RESIDENT))} of memory on the CPU; there is {free}.",
+                f"The model needs {data_size(need.of(MemoryPlan.RESIDENT))} of memory on the CPU; "
+                f"there is {data_size(device.free_bytes)} free.",
                 "Close other programs, use a machine with an NVIDIA GPU, or set ZIMAGE_MODEL=auto for the small model.",
             )
-        return PlanChoice(MemoryPlan.RESIDENT, "the CPU works on the host's memory: there is nothing to move")
+        reason = "the CPU works on the host's memory: there is nothing to move"
+        return PlanChoice(MemoryPlan.RESIDENT, _of_precision(need) + reason)
+    fitting = _fastest_fitting(device, need)
+    if fitting is None:
+        raise _too_small(device, need)
+    fits = f"{data_size(need.of(*fitting))} needed, {data_size(device.free_bytes)} free"
+    advice = _advice(device, need, fitting)
+    reason = f"{_of_precision(need)}{_reason(*fitting, need)}: {fits}" + (f". {advice}" if advice else "")
+    return PlanChoice(fitting[0], reason, fitting[1])
+
+
+def _fastest_fitting(device: Device, need: MemoryNeed) -> tuple[MemoryPlan, int] | None:
     usable_bytes = device.free_bytes - _GPU_RESERVE_BYTES
     for plan, streamed in _from_fastest(need):
         if need.of(plan, streamed) <= usable_bytes and _fits_host(device, need.on_host(plan, streamed)):
-            fits = f"{data_size(need.of(plan, streamed))} needed, {free}"
-            return PlanChoice(plan, f"{_reason(plan, streamed, need)}: {fits}", streamed)
+            return plan, streamed
+    return None
+
+
+def _too_small(device: Device, need: MemoryNeed) -> DeviceMemoryError:
     least_bytes = need.of(*need.least) + _GPU_RESERVE_BYTES
+    advice = _advice(device, need, None)
+    hint = "or set ZIMAGE_MODEL=auto for the small model." + (f" {advice}." if advice else "")
     if least_bytes <= device.free_bytes and device.host_free_bytes is not None:
-        raise DeviceMemoryError(
-            f"{device.name} has {free}, and the host {data_size(device.host_free_bytes)}; the smallest plan needs "
-            f"{data_size(least_bytes)} on the GPU and {data_size(need.on_host(*need.least))} of host memory.",
-            "Close other programs, or set ZIMAGE_MODEL=auto for the small model.",
+        return DeviceMemoryError(
+            f"{device.name} has {data_size(device.free_bytes)} free, and the host {data_size(device.host_free_bytes)}; "
+            f"the smallest plan needs {data_size(least_bytes)} on the GPU and {data_size(need.on_host(*need.least))} "
+            "of host memory.",
+            f"Close other programs, {hint}",
         )
-    raise DeviceMemoryError(
-        f"{device.name} has {free} of {data_size(device.total_bytes)}; "
+    return DeviceMemoryError(
+        f"{device.name} has {data_size(device.free_bytes)} free of {data_size(device.total_bytes)}; "
         f"the smallest plan needs {data_size(least_bytes)}.",
-        "Close other programs that use the GPU, or set ZIMAGE_MODEL=auto for the small model.",
+        f"Close other programs that use the GPU, {hint}",
     )
+
+
+def _of_precision(need: MemoryNeed) -> str:
+    """What a lossy precision saves, to be read before the rest of a plan's reason; nothing in exact mode."""
+    if need.precision is Precision.EXACT or need.other is None:
+        return ""
+    return (
+        f"the transformer's matrices are kept in {need.precision}: "
+        f"{_instead(need.transformer_bytes, need.other.transformer_bytes)}; "
+    )
+
+
+def _advice(device: Device, need: MemoryNeed, fitting: tuple[MemoryPlan, int] | None) -> str:
+    """What eight bits would do for a model that has to be streamed or does not fit; empty where nothing."""
+    precision = next((each for each in EIGHT_BIT_CAPABILITIES if device.computes_in(each)), None)
+    must_stream = fitting is None or fitting[0].streams_transformer
+    if need.precision is not Precision.EXACT or need.other is None or precision is None or not must_stream:
+        return ""
+    lossy = _fastest_fitting(device, need.other)
+    if lossy is None:
+        return ""
+    less = f"{_instead(need.other.transformer_bytes, need.transformer_bytes)}, and a picture that is not quite exact"
+    if not lossy[0].streams_transformer:
+        return f"ZIMAGE_PRECISION={precision} would keep the whole transformer on the card ({less})"
+    if fitting is None:
+        return f"ZIMAGE_PRECISION={precision} would fit ({less})"
+    copied = _instead(lossy[1] * need.other.layer_bytes, fitting[1] * need.layer_bytes)
+    return f"ZIMAGE_PRECISION={precision} would copy {copied} in each step, for a picture that is not quite exact"
+
+
+def _instead(size_bytes: int, of_bytes: int) -> str:
+    """Reads "6.6 GB instead of 12.3 GB"."""
+    return f"{data_size(size_bytes)} instead of {data_size(of_bytes)}"
 
 
 def _from_fastest(need: MemoryNeed) -> Iterator[tuple[MemoryPlan, int]]:

@@ -12,6 +12,7 @@ from zimage_ui.generator.hub import HubId, fetch_model, parse_hub_id
 from zimage_ui.generator.layout import is_model_folder
 from zimage_ui.generator.placement import Device, ModelSizes, choose_dtype, choose_plan, memory_need
 from zimage_ui.generator.profiles import TURBO
+from zimage_ui.request import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ TURBO_SIZES = ModelSizes(
     transformer_width=3840,
     vae_width=256,
     transformer_layers=30,
+    transformer_refiners=2,
 )
 
 
@@ -46,7 +48,9 @@ class ModelSource:
     reason: str = ""
 
 
-def find_model(model: str, device: Device, progress: ProgressListener) -> ModelSource:
+def find_model(
+    model: str, device: Device, progress: ProgressListener, precision: Precision = Precision.EXACT
+) -> ModelSource:
     """The folder of the model that `model` names, fetched if need be.
 
     A folder of that name weighs more than a hub id.
@@ -55,13 +59,14 @@ def find_model(model: str, device: Device, progress: ProgressListener) -> ModelS
         model: the setting.
         device: where the model will run; it decides what `auto` is.
         progress: hears of a download (0..1 of it).
+        precision: that it will compute in; `auto` is a question of memory.
 
     Raises:
         ModelNotFoundError: there is no such folder or hub id, or the package lacks its small model.
         ModelDownloadError: the hub did not give it.
     """
     if model == "auto":
-        return _choose(device, progress)
+        return _choose(device, progress, precision)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return ModelSource(folder.absolute(), folder.absolute().name, str(folder.absolute()))
@@ -74,11 +79,11 @@ def find_model(model: str, device: Device, progress: ProgressListener) -> ModelS
     return ModelSource(fetch_model(hub_id, progress), hub_id.name, str(hub_id))
 
 
-def _choose(device: Device, progress: ProgressListener) -> ModelSource:
+def _choose(device: Device, progress: ProgressListener, precision: Precision) -> ModelSource:
     """The best model that `device` can run: Z-Image-Turbo, or the bundled one."""
     if not device.is_gpu:
         return _bundled("there is no NVIDIA GPU that torch can use")
-    need = memory_need(TURBO_SIZES, TURBO.sizes[0], choose_dtype(device).itemsize)
+    need = memory_need(TURBO_SIZES, TURBO.sizes[0], choose_dtype(device).itemsize, precision=precision)
     try:
         plan = choose_plan(device, need)
     except DeviceMemoryError as error:

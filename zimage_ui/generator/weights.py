@@ -6,7 +6,7 @@ So a model never stands in memory twice, nor as a whole in the dtype that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import closing
 from typing import TypeVar
 
@@ -45,6 +45,7 @@ def fill(
     dtype: torch.dtype,
     on_loaded: LoadListener,
     on_host: Container[str] = (),
+    sinks: Mapping[str, Callable[[torch.Tensor], None]] | None = None,
 ) -> None:
     """Give an empty `module` the weights of `part`, in `dtype`, ready for inference.
 
@@ -55,6 +56,8 @@ def fill(
         dtype: what they become.
         on_loaded: hears of each.
         on_host: the module's names of those that go to host memory instead.
+        sinks: by the module's name, what takes a weight on `device` in `dtype` instead of the module, which is left
+            with an empty one.
 
     Raises:
         ModelDamagedError: the weights are not exactly those that the module needs, or a file ends too early.
@@ -66,7 +69,7 @@ def fill(
     for wanted, place in ((names.keys() - away, device), (away, torch.device("cpu"))):
         with closing(read_tensors(part.weights, wanted, place)) as tensors:
             for weight, key, tensor in tensors:
-                _put(module, names[key], tensor.to(dtype))
+                _put(module, names[key], _taken(tensor.to(dtype), (sinks or {}).get(names[key])))
                 on_loaded(weight, tensor.nbytes)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(device)
@@ -119,6 +122,14 @@ def _compare(weight: WeightFile, key: str, stored: StoredTensor, shape: tuple[in
 
 def _dimensions(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
+
+
+def _taken(tensor: torch.Tensor, sink: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
+    """What the module gets: `tensor`, or nothing of it where there is a `sink`."""
+    if sink is None:
+        return tensor
+    sink(tensor)
+    return tensor.new_empty(0)
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:

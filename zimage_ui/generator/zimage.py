@@ -80,9 +80,9 @@ class ZImageGenerator:
         from zimage_ui.generator.preparation import Preparation
 
         reason = check_precision(self._precision, read_device())  # before anything is fetched or read
-        components, info = load_components(self._model, progress=progress)
+        components, info = load_components(self._model, progress=progress, precision=self._precision)
         note_what_varies(info.fingerprint)
-        self._engine = Engine(components, self._embedding_cache_bytes, precision=self._precision)
+        self._engine = Engine(components, self._embedding_cache_bytes)
         self._preparation = Preparation(self._engine, info.profile)
         self._engine.on_made = self._preparation.made
         self._info = replace(info, precision=self._precision, precision_reason=reason)

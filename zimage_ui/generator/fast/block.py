@@ -40,12 +40,21 @@ class BlockWeights(NamedTuple):
     eps: float
 
 
-def block_weights(block: ZImageTransformerBlock, precision: Precision = Precision.EXACT) -> BlockWeights:
-    """The weights of a stock block; see `block_projections` and `lossy_projections` for what happens to its own."""
-    exact = precision is Precision.EXACT
+def block_weights(
+    block: ZImageTransformerBlock,
+    precision: Precision = Precision.EXACT,
+    projections: BlockProjections | None = None,
+) -> BlockWeights:
+    """The weights of a stock block; see `block_projections` and `lossy_projections` for what happens to its own.
+
+    With `projections`, its matrices were made into those before, and it has none of its own.
+    """
+    if projections is None:
+        exact = precision is Precision.EXACT
+        projections = block_projections(block) if exact else lossy_projections(block, precision)
     attention_part = block.attention
     return BlockWeights(
-        projections=block_projections(block) if exact else lossy_projections(block, precision),
+        projections=projections,
         query_norm=attention_part.norm_q.weight.float(),
         key_norm=attention_part.norm_k.weight.float(),
         query_key_eps=attention_part.norm_q.eps,

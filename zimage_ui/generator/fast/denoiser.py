@@ -22,6 +22,7 @@ from zimage_ui.generator.fast.attention import fastest_backend
 from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
+from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
 from zimage_ui.generator.fast.step import EAGER, PassPlan, StepFunctions, StepNetwork
@@ -59,7 +60,7 @@ class FastTransformer:
         ways: Sequence[Callable[[], StepFunctions]] | None = None,
         streamed_layers: int = 0,
         transfer: Transfer[Any] | None = None,
-        precision: Precision = Precision.EXACT,
+        precision: Precision | RoundedBlocks = Precision.EXACT,
     ) -> None:
         """Fuse, or round, the weights of `transformer`, block by block.
 
@@ -73,7 +74,7 @@ class FastTransformer:
                 then not.
             streamed_layers: how many live on the host from the start; `stream` changes it.
             transfer: brings them to the device; None is CUDA's own.
-            precision: of the blocks' matrix products.
+            precision: of the blocks' matrix products; or those, where they were rounded while the model was read.
 
         Raises:
             torch.OutOfMemoryError: the device has no room for it.

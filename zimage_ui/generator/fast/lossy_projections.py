@@ -16,22 +16,20 @@ to a picture can be measured anywhere. It is slower there than the exact one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from zimage_ui.generator.components import EIGHT_BIT_MULTIPLE
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection, block_projections
 from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows, quantise
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-
-# Both extents of a matrix in FP8 are multiples of this (int8: of 8); those of the published models are.
-_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +105,16 @@ class Int8Projection:
         """One matrix product by the device's own library; a compiler scales it in whatever kernel reads it next."""
         rows = _rows_of(self.read, activations)
         sums = torch._int_mm(rows.values.flatten(0, -2), self.weight.t())
-        product = (sums.float() * rows.scales.flatten(0, -2) * self.scales).to(self.dtype)
+        # in place: uncompiled, each further copy of the largest product is 377 MB at 1024 x 1024
+        product = sums.float().mul_(rows.scales.flatten(0, -2)).mul_(self.scales).to(self.dtype)
         return product.view(*rows.values.shape[:-1], -1)
 
 
-_KINDS: dict[Precision, Callable[[torch.Tensor], Fp8Projection | Int8Projection]] = {
-    Precision.FP8: Fp8Projection.of,
-    Precision.INT8: Int8Projection.of,
+_KINDS: dict[Precision, type[Fp8Projection] | type[Int8Projection]] = {
+    Precision.FP8: Fp8Projection,
+    Precision.INT8: Int8Projection,
 }
+_STORED = {Precision.FP8: torch.float8_e4m3fn, Precision.INT8: torch.int8}
 
 
 def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> BlockProjections:
@@ -135,14 +135,27 @@ def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> Bl
 
 def lossy(projections: BlockProjections, precision: Precision) -> BlockProjections:
     """Plain projections in eight bits; others stay as they are, and so do extents that tensor cores do not take."""
-    make = _KINDS[precision]
 
     def rounded(projection: Projection) -> Projection:
-        if not isinstance(projection, PlainProjection) or any(extent % _MULTIPLE for extent in projection.weight.shape):
+        if not isinstance(projection, PlainProjection) or not _takes(projection.weight.shape):
             return projection
-        return make(projection.weight)
+        return _KINDS[precision].of(projection.weight)
 
     return BlockProjections(*map(rounded, projections))
+
+
+def unfilled(
+    outputs: int, inputs: int, dtype: torch.dtype, precision: Precision, device: torch.device
+) -> PlainProjection | Fp8Projection | Int8Projection:
+    """The projection that `lossy` would make of a matrix of `dtype`, its values anything; for `RoundedBlocks`."""
+    if not _takes((outputs, inputs)):
+        return PlainProjection(torch.empty(outputs, inputs, dtype=dtype, device=device))
+    weight = torch.empty(outputs, inputs, dtype=_STORED[precision], device=device)
+    return _KINDS[precision](weight, torch.empty(1, outputs, device=device), dtype)
+
+
+def _takes(extents: Sequence[int]) -> bool:
+    return not any(extent % EIGHT_BIT_MULTIPLE for extent in extents)
 
 
 def _rows_of(read: Callable[[torch.Tensor], QuantisedRows], activations: Activations) -> QuantisedRows:

@@ -39,7 +39,7 @@ def quantise(values: torch.Tensor, dtype: torch.dtype) -> QuantisedRows:
     scales = exact.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST) / _LIMITS[dtype]
     steps = exact / scales
     # Nothing is past the limit by more than fp32's rounding, which the rounding to eight bits takes back.
-    return QuantisedRows(steps.round().to(dtype) if dtype == torch.int8 else steps.to(dtype), scales)
+    return QuantisedRows(steps.round_().to(dtype) if dtype == torch.int8 else steps.to(dtype), scales)
 
 
 def joined(first: Activations, second: Activations) -> Activations:

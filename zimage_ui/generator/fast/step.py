@@ -20,6 +20,7 @@ from zimage_ui.generator.fast.patches import from_patches, to_patches
 from zimage_ui.generator.fast.projections import Projection, packed, packing_pays
 from zimage_ui.generator.fast.quantised_rows import Activations, joined
 from zimage_ui.generator.fast.rotary import Rotary, caption_positions, rotation_table
+from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import PATCH_KEY, TOKEN_MULTIPLE, DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
 from zimage_ui.generator.fast.streaming import StreamedLayers
@@ -120,7 +121,7 @@ class StepNetwork:
         transformer: ZImageTransformer2DModel,
         device: torch.device | None = None,
         transfer: Transfer[Any] | None = None,
-        precision: Precision = Precision.EXACT,
+        precision: Precision | RoundedBlocks = Precision.EXACT,
     ) -> None:
         """Fuse the weights where they are.
 
@@ -128,13 +129,15 @@ class StepNetwork:
             transformer: for inference.
             device: where it computes; None is where it is.
             transfer: brings streamed layers to the device; None is CUDA's own.
-            precision: of the matrix products of `refiner` and `layers`.
+            precision: of the matrix products of `refiner` and `layers`; or those products, where they were rounded
+                while the model was read.
         """
         final = transformer.all_final_layer[PATCH_KEY]
         embedder = transformer.all_x_embedder[PATCH_KEY]
         self._transformer = transformer
-        self.refiner = [block_weights(block, precision) for block in transformer.noise_refiner]
-        layers = [block_weights(block, precision) for block in transformer.layers]
+        self.refiner = _weights_of(transformer, "noise_refiner", precision)
+        layers = _weights_of(transformer, "layers", precision)
+        homes = precision.take_homes() if isinstance(precision, RoundedBlocks) else None
         self.context = [block_weights(block) for block in transformer.context_refiner]
         self._context_rows = [plain_rows(block) for block in transformer.context_refiner]
         if precision is Precision.EXACT and transfer is None and packing_pays(transformer):
@@ -145,7 +148,7 @@ class StepNetwork:
         )
         self._exit = ExitWeights(final.linear.weight, final.linear.bias, final.norm_final.eps)
         self._eps, self._head_dim = layers[0].eps, layers[0].query_norm.shape[-1]
-        self.layers = StreamedLayers(transformer.layers, layers, device or transformer.device, transfer)
+        self.layers = StreamedLayers(transformer.layers, layers, device or transformer.device, transfer, homes)
 
     @property
     def heads_shape(self) -> tuple[int, int]:
@@ -219,6 +222,15 @@ class StepNetwork:
 def _windows(rows: torch.Tensor) -> list[torch.Tensor]:
     """The four rows of each block: its own but the first, which the block before it used, and the first of the next."""
     return [rows[start : start + ROWS_A_BLOCK] for start in range(1, len(rows), ROWS_A_BLOCK)]
+
+
+def _weights_of(
+    transformer: ZImageTransformer2DModel, stack: str, precision: Precision | RoundedBlocks
+) -> list[BlockWeights]:
+    blocks = transformer.get_submodule(stack).children()
+    if isinstance(precision, RoundedBlocks):
+        return [block_weights(block, projections=precision.take(stack, place)) for place, block in enumerate(blocks)]
+    return [block_weights(block, precision) for block in blocks]
 
 
 def _pack(blocks: list[BlockWeights]) -> list[BlockWeights]:

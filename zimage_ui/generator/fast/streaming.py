@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class StreamedLayers:
         weights: Sequence[BlockWeights],
         device: torch.device,
         transfer: Transfer[Any] | None = None,
+        homes: Mapping[int, HostBuffer] | None = None,
     ) -> None:
         """Leave everything where it is.
 
@@ -63,12 +64,13 @@ class StreamedLayers:
             weights: of each of them, on the device or on the host. Those that are on the host have to be streamed.
             device: where they compute.
             transfer: copies; None is CUDA's own.
+            homes: host memory of the blocks whose weights were laid out in it (`FlatLayout`) from the start.
         """
         self._blocks = blocks
         self._weights = list(weights)
         self._device = device
         self._transfer: Transfer[Any] | None = transfer
-        self._homes: dict[int, HostBuffer] = {}
+        self._homes: dict[int, HostBuffer] = dict(homes or {})
         self._ring: SlotRing | None = None
         self._in_slots: list[BlockWeights] = []
 
@@ -131,9 +133,7 @@ class StreamedLayers:
     def _send_home(self, place: int) -> None:
         projections = self._weights[place].projections
         layout = FlatLayout(projections)
-        if self._transfer is None:
-            self._transfer = CudaTransfer(self._device)
-        home = self._transfer.home(layout.size_bytes)
+        home = self._copies().home(layout.size_bytes)
         self._move(place, layout, home.bytes)
         self._homes[place] = home
 
@@ -147,14 +147,18 @@ class StreamedLayers:
         moved = layout.moved(self._weights[place].projections, memory, self._blocks[place])
         self._weights[place] = self._weights[place]._replace(projections=moved)
 
+    def _copies(self) -> Transfer[Any]:
+        if self._transfer is None:
+            self._transfer = CudaTransfer(self._device)
+        return self._transfer
+
     def _fill_slots(self) -> None:
-        assert self._transfer is not None
         homes = [self._homes[place] for place in sorted(self._homes)]
         streamed = [self._weights[place] for place in sorted(self._homes)]
         layout = FlatLayout(streamed[0].projections)
         kinds = [FlatLayout(weights.projections).places for weights in streamed]
         assert all(places == layout.places for places in kinds), "blocks of different kinds"
-        ring = SlotRing([home.bytes for home in homes], self._transfer)
+        ring = SlotRing([home.bytes for home in homes], self._copies())
         self._in_slots = [
             streamed[0]._replace(projections=layout.placed(streamed[0].projections, slot)) for slot in ring.slots
         ]

@@ -1,0 +1,133 @@
+"""Matrices rounded to eight bits while they are read: each as it arrives, straight to where it will be computed with.
+
+Rows are rounded each for itself, so it does not matter in which pieces a matrix comes. What stands in sixteen bits at a
+time is thus one matrix of a block (79 MB of 12.3 GB), whatever the order in the files; a layer that is to be streamed
+is rounded on the device and goes home to host memory in eight bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from zimage_ui.generator.fast.flat import FlatLayout
+from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection, unfilled
+from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
+from zimage_ui.generator.fast.quantised_rows import quantise
+from zimage_ui.generator.fast.streaming import spread
+from zimage_ui.generator.page_locked import HostBuffer
+from zimage_ui.request import Precision
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+# The stock matrices that lie below each other in each product of a block, in the order of `BlockProjections`.
+_PARTS = (
+    ("attention.to_q", "attention.to_k", "attention.to_v"),
+    ("attention.to_out.0",),
+    ("feed_forward.w1", "feed_forward.w3"),
+    ("feed_forward.w2",),
+)
+# Rounded at once. On the way each value is there three times in fp32.
+_VALUES_AT_ONCE = 2**23
+
+_Target = PlainProjection | Fp8Projection | Int8Projection
+
+
+class RoundedBlocks:
+    """The matrix products of the blocks that every step runs, to be filled with a stock transformer's matrices.
+
+    Attributes:
+        precision: of the products.
+        sinks: by the stock module's name of a matrix, what takes that matrix, (outputs, inputs), in the dtype that is
+            computed in and on the device that rounds it.
+    """
+
+    def __init__(
+        self,
+        transformer: ZImageTransformer2DModel,
+        precision: Precision,
+        dtype: torch.dtype,
+        device: torch.device,
+        streamed_layers: int = 0,
+    ) -> None:
+        """Allocate the memory of all blocks.
+
+        Args:
+            transformer: whose sizes count; it may have no memory.
+            precision: FP8 or INT8.
+            dtype: that products are to have.
+            device: where they are computed.
+            streamed_layers: how many of the main layers live in host memory from the start (`streaming.spread`).
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room.
+            RuntimeError: the host has none.
+        """
+        self.precision = precision
+        self.sinks: dict[str, Callable[[torch.Tensor], None]] = {}
+        self._blocks: dict[str, BlockProjections] = {}
+        self._homes: dict[int, HostBuffer] = {}
+        away = set(spread(streamed_layers, len(transformer.layers)))
+        for stack, blocks in (("noise_refiner", transformer.noise_refiner), ("layers", transformer.layers)):
+            for place, block in enumerate(blocks):
+                at_home = stack == "layers" and place in away
+                products = _products(block, dtype, precision, torch.device("meta") if at_home else device)
+                if at_home:
+                    layout = FlatLayout(products)
+                    self._homes[place] = HostBuffer(layout.size_bytes, locked=device.type == "cuda")
+                    products = layout.placed(products, self._homes[place].bytes)
+                self._blocks[f"{stack}.{place}"] = products
+                self._add_sinks(f"{stack}.{place}", block)
+
+    def take(self, stack: str, place: int) -> BlockProjections:
+        """The products of block number `place` in `stack`; they are the caller's from now on."""
+        return self._blocks.pop(f"{stack}.{place}")
+
+    def take_homes(self) -> dict[int, HostBuffer]:
+        """Of each main layer that lives in host memory, that memory; the caller's from now on."""
+        homes, self._homes = self._homes, {}
+        return homes
+
+    def _add_sinks(self, name: str, block: torch.nn.Module) -> None:
+        for product, parts in enumerate(_PARTS):
+            begin = 0
+            for part in parts:
+                self.sinks[f"{name}.{part}.weight"] = self._sink(name, product, begin)
+                begin += _extents(block, part)[0]
+
+    def _sink(self, name: str, product: int, begin: int) -> Callable[[torch.Tensor], None]:
+        # Not bound to the product itself: a block that was taken may move.
+        return lambda matrix: _fill(self._blocks[name][product], begin, matrix)
+
+
+def _products(
+    block: torch.nn.Module, dtype: torch.dtype, precision: Precision, device: torch.device
+) -> BlockProjections:
+    def product(parts: tuple[str, ...]) -> _Target:
+        extents = [_extents(block, part) for part in parts]
+        return unfilled(sum(rows for rows, _ in extents), extents[0][1], dtype, precision, device)
+
+    with torch.inference_mode(False):
+        return BlockProjections(*map(product, _PARTS))
+
+
+def _extents(block: torch.nn.Module, part: str) -> tuple[int, int]:
+    outputs, inputs = block.get_parameter(f"{part}.weight").shape
+    return outputs, inputs
+
+
+def _fill(target: object, begin: int, matrix: torch.Tensor) -> None:
+    """`matrix` becomes the rows of `target` from `begin` on, rounded on its own device."""
+    assert isinstance(target, PlainProjection | Fp8Projection | Int8Projection)
+    with torch.inference_mode(False), torch.no_grad():
+        if isinstance(target, PlainProjection):
+            target.weight[begin : begin + len(matrix)].copy_(matrix)
+            return
+        for piece in matrix.split(max(1, _VALUES_AT_ONCE // matrix.shape[1])):
+            rows = quantise(piece, target.weight.dtype)
+            target.weight[begin : begin + len(piece)].copy_(rows.values)
+            target.scales[0, begin : begin + len(piece)].copy_(rows.scales[:, 0])
+            begin += len(piece)
