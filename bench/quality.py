@@ -71,8 +71,8 @@ def draw_all(folder: Path, precision: Precision, sketches: Sequence[Sketch]) -> 
     from zimage_ui.generator.loading import load_components
     from zimage_ui.generator.memory import release_memory
 
-    components, info = load_components(str(folder), progress=lambda _: None)
-    engine = engines.Engine(components, 2**24, precision=precision)
+    components, info = load_components(str(folder), progress=lambda _: None, precision=precision)
+    engine = engines.Engine(components, 2**24)
     for (width, height), tokens in itertools.product({sketch.size for sketch in sketches}, _CAPTION_TOKENS):
         engine.prepare(width, height, tokens)
     finals: list[torch.Tensor] = []

@@ -18,6 +18,7 @@ from zimage_ui.errors import DeviceLostError, DeviceMemoryError, ModelDamagedErr
 from zimage_ui.generator.base import WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import MemoryPlan
 from zimage_ui.generator.placement import Device
+from zimage_ui.request import Precision
 
 pytestmark = pytest.mark.model
 
@@ -290,6 +291,17 @@ def test_the_dtype_is_that_of_the_device(tiny_folder: Path, pretended_gpu: Any, 
             assert torch.equal(value, stored.to(torch.float16))
 
 
+@pytest.mark.parametrize("precision", Precision)
+def test_requests_are_judged_in_the_precision_that_was_asked_for(
+    tiny_folder: Path, pretended_gpu: Any, precision: Precision
+):
+    pretended_gpu()
+    components, info = load_components(str(tiny_folder), progress=lambda _: None, precision=precision)
+    assert components.budget.precision is precision
+    kept = f"the transformer's matrices are kept in {precision}: "
+    assert info.memory_plan_reason.startswith("everything" if precision is Precision.EXACT else kept)
+
+
 def test_running_out_of_memory_while_loading_leads_to_the_next_smaller_plan(
     tiny_folder: Path, pretended_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -325,7 +337,7 @@ def test_streamed_layers_never_see_the_device(five_layers: Path, pretended_gpu: 
     fill, on_host = loading.fill, {}
 
     def watched(module: Any, part: Any, *arguments: Any) -> None:
-        on_host[part.name] = set(arguments[-1])
+        on_host[part.name] = set(*arguments[3:])
         fill(module, part, *arguments)
 
     monkeypatch.setattr(loading, "fill", watched)

@@ -18,9 +18,11 @@ from zimage_ui.generator.placement import (
     read_device,
 )
 from zimage_ui.generator.sources import TURBO_SIZES
+from zimage_ui.request import Precision
 
 GIB = 2**30
 TURBO_NEED = memory_need(TURBO_SIZES, (1024, 1024), 2)
+TURBO_NEEDS = {precision: memory_need(TURBO_SIZES, (1024, 1024), 2, precision=precision) for precision in Precision}
 
 
 def gpu(
@@ -74,6 +76,86 @@ def test_the_full_size_model_takes_the_fastest_plan_that_fits(card: Device, plan
     assert (choice.plan, choice.streamed_layers) == (plan, streamed_layers)
 
 
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+@pytest.mark.parametrize(
+    ("card", "plan", "streamed_layers", "exact_streamed_layers"),
+    [
+        (gpu(24), MemoryPlan.RESIDENT, 0, 0),
+        (gpu(20), MemoryPlan.RESIDENT, 0, 0),
+        (gpu(16), MemoryPlan.TEXT_ENCODER_OFFLOADED, 0, 0),
+        (gpu(12), MemoryPlan.TEXT_ENCODER_OFFLOADED, 0, 13),
+        (gpu(10), MemoryPlan.STREAMED, 5, 20),  # 0.9 GB a step instead of 7.1
+        (gpu(8), MemoryPlan.STREAMED, 17, 26),  # 3.0 GB a step instead of 9.2
+        (gpu(6), MemoryPlan.STREAMED, 29, 30),  # and no tiles
+        (gpu(5), MemoryPlan.SMALLEST, 30, 30),
+    ],
+)
+def test_in_eight_bits_more_of_the_full_size_model_stays(
+    card: Device, plan: MemoryPlan, streamed_layers: int, exact_streamed_layers: int, precision: Precision
+):
+    choice = choose_plan(card, TURBO_NEEDS[precision])
+    assert (choice.plan, choice.streamed_layers) == (plan, streamed_layers)
+    assert choose_plan(card, TURBO_NEED).streamed_layers == exact_streamed_layers
+
+
+def test_eight_bits_are_eight_bits_and_a_scale_for_each_row():
+    exact, lossy = (TURBO_NEEDS[precision] for precision in (Precision.EXACT, Precision.INT8))
+    rows = 3 * 3840 + 3840 + 2 * 10240 + 3840
+    assert lossy.layer_bytes == exact.layer_bytes // 2 + 4 * rows
+    assert exact.transformer_bytes - lossy.transformer_bytes == 32 * (exact.layer_bytes - lossy.layer_bytes)
+    assert (lossy.text_encoder_bytes, lossy.vae_bytes) == (exact.text_encoder_bytes, exact.vae_bytes)
+
+
+def test_extents_that_tensor_cores_do_not_take_are_not_counted_as_rounded():
+    sizes = replace(TURBO_SIZES, transformer_width=256)  # 682 in the feed-forward
+    assert sizes.layer_bytes(2, Precision.EXACT) == 2 * 256 * (4 * 256 + 3 * 682)
+    assert sizes.layer_bytes(2, Precision.FP8) == 4 * 256 * (256 + 4) + 2 * 256 * 3 * 682
+
+
+@pytest.mark.parametrize(
+    ("card", "advice"),
+    [
+        (gpu(12), "ZIMAGE_PRECISION=fp8 would keep the whole transformer on the card (6.7 GB instead of 12.3 GB, and"),
+        (gpu(12, capability=(8, 6)), "ZIMAGE_PRECISION=int8 would keep the whole transformer on the card"),
+        (gpu(8, capability=(8, 6)), "ZIMAGE_PRECISION=int8 would copy 3.0 GB instead of 9.2 GB in each step, for a"),
+        (gpu(12, capability=(7, 0)), None),  # it has neither
+        (gpu(24), None),
+        (gpu(16), None),  # the text encoder is none of its business
+    ],
+)
+def test_where_exact_has_to_stream_the_reason_names_the_precision_that_helps(card: Device, advice: str | None):
+    reason = choose_plan(card, TURBO_NEED).reason
+    assert advice in reason if advice else "ZIMAGE_PRECISION" not in reason
+
+
+def test_where_exact_does_not_fit_the_hint_names_the_precision_that_does():
+    with pytest.raises(DeviceMemoryError) as raised:
+        choose_plan(gpu(4.5, capability=(8, 6), free_gib=4.05), TURBO_NEED)
+    assert raised.value.hint.endswith(
+        "ZIMAGE_PRECISION=int8 would fit (6.7 GB instead of 12.3 GB, and a picture that is not quite exact)."
+    )
+    with pytest.raises(DeviceMemoryError) as raised:
+        choose_plan(gpu(3), TURBO_NEED)
+    assert raised.value.hint.endswith("or set ZIMAGE_MODEL=auto for the small model.")
+
+
+@pytest.mark.parametrize(
+    ("card", "after"),
+    [
+        (gpu(24), "everything fits: 18.0 GB needed, 25.2 GB free"),
+        (gpu(12), "the text encoder (8.0 GB) does not fit beside the rest: 10.0 GB needed, 12.3 GB free"),
+    ],
+)
+def test_a_plan_in_eight_bits_says_what_that_saves(card: Device, after: str):
+    said = choose_plan(card, TURBO_NEEDS[Precision.INT8]).reason
+    assert said == f"the transformer's matrices are kept in int8: 6.7 GB instead of 12.3 GB; {after}"
+
+
+def test_uncompiled_in_eight_bits_takes_more_than_a_tile():
+    needs = [TURBO_NEEDS[precision].tiled_working_bytes for precision in Precision]
+    assert needs[0] == needs[1] < needs[2] < 1.1 * needs[0]
+
+
 @pytest.mark.parametrize("card", [gpu(4), gpu(24, free_gib=3)])
 def test_a_card_that_is_too_small_is_told_so_with_the_numbers(card: Device):
     with pytest.raises(DeviceMemoryError) as raised:
@@ -115,7 +197,8 @@ def test_a_plan_says_why_with_the_numbers():
     assert choose_plan(gpu(12), TURBO_NEED).reason == (
         "neither the text encoder (8.0 GB) nor 13 of the transformer's 30 layers (4.6 GB) fit beside the rest and both "
         "stay in host memory; copying the layers takes 0.18 s a step at 25 GB/s, unless computing takes longer: "
-        "11.7 GB needed, 12.3 GB free"
+        "11.7 GB needed, 12.3 GB free. ZIMAGE_PRECISION=fp8 would keep the whole transformer on the card (6.7 GB "
+        "instead of 12.3 GB, and a picture that is not quite exact)"
     )
     assert "; and pictures are decoded in tiles, since one piece does not fit" in choose_plan(gpu(6), TURBO_NEED).reason
 
@@ -162,6 +245,15 @@ def test_requests_that_a_plan_cannot_do_are_known_before(card: Device, side: int
         if budget.may_do(rung, rung.streamed_layers(30, chosen.streamed_layers), (side, side), pictures)
     ]  # fmt: skip
     assert done[0] is plan
+
+
+def test_a_budget_reckons_in_its_precision():
+    budgets = [
+        MemoryBudget(sizes=TURBO_SIZES, itemsize=2, free_bytes=12 * 10**9, precision=precision)
+        for precision in (Precision.EXACT, Precision.INT8)
+    ]
+    plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
+    assert [budget.may_do(plan, 0, (1024, 1024), 1) for budget in budgets] == [False, True]
 
 
 def test_a_cpu_keeps_everything_and_is_asked_whether_it_fits():

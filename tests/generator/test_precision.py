@@ -97,3 +97,23 @@ def test_a_picture_in_eight_bits_is_nearly_the_exact_one_and_says_what_it_is(tin
 
     difference = np.abs(picture(precision) - picture(Precision.EXACT))
     assert 0 < difference.mean() < 8
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+def test_rounded_while_loading_it_draws_what_it_draws_rounded_afterwards(tiny_folder: Path, precision: Precision):
+    from zimage_ui.generator.engine import Engine
+    from zimage_ui.generator.loading import load_components
+
+    def picture(at_load: Precision) -> bytes:
+        components, _ = load_components(str(tiny_folder), progress=lambda _: None, precision=at_load)
+        assert (components.rounded is None) == (at_load is Precision.EXACT)
+        request = GenerationRequest(prompt="a red cat", width=64, height=64, num_inference_steps=4, seed=7)
+        engine = (
+            Engine(components, 1 << 20, precision=precision) if at_load is Precision.EXACT else Engine(components, 1)
+        )
+        result = engine.generate(request, SILENT, threading.Event())
+        assert result.precision is precision
+        return bytes(result.images[0].pixels)
+
+    assert picture(precision) == picture(Precision.EXACT)

@@ -12,6 +12,7 @@ from zimage_ui.generator.base import WarmupProgress
 from zimage_ui.generator.hub import HubId
 from zimage_ui.generator.placement import Device
 from zimage_ui.generator.sources import TURBO_ID, ModelSource, find_model
+from zimage_ui.request import Precision
 
 CPU = Device(torch_name="cpu", name="CPU, 2 threads", free_bytes=10**10, total_bytes=2 * 10**10)
 LARGE_GPU = Device(
@@ -120,3 +121,11 @@ def test_the_sizes_of_the_real_model_are_right():
     assert sources.TURBO_SIZES.layer * sources.TURBO_SIZES.transformer_layers == sum(
         parameter.numel() for name, parameter in parts["transformer"].named_parameters() if name in streamed
     )
+
+
+def test_auto_asks_whether_the_precision_makes_it_fit(tmp_path: Path, fetched: list[HubId]):
+    card = replace(SMALL_GPU, free_bytes=4_100_000_000, total_bytes=4_300_000_000)
+    assert find_model("auto", card, silent).name == "mini"
+    found = find_model("auto", card, silent, Precision.FP8)
+    assert fetched == [TURBO_ID]
+    assert "the transformer's matrices are kept in fp8: 6.7 GB instead of 12.3 GB" in found.reason

@@ -1,6 +1,11 @@
 """The lossy modes on a real NVIDIA GPU: its own eight-bit products against the emulated ones, compiled and not."""
 
+import json
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,10 @@ from tests.gpu.conftest import LIGHTHOUSE
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
+from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import DenoiserShape
-from zimage_ui.generator.placement import read_device
+from zimage_ui.generator.placement import memory_need, read_device
+from zimage_ui.generator.sources import TURBO_SIZES
 from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest, Precision
 
@@ -111,3 +118,87 @@ def test_a_card_draws_with_it_and_says_so(precision: Precision, folder: Path) ->
         pictures.append(np.frombuffer(result.images[0].pixels, np.uint8).astype(int))
         generator.close()
     assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 16
+
+
+@pytest.mark.parametrize("streamed_layers", [0, 4])
+def test_rounded_while_reading_it_computes_the_same_bits(
+    precision: Precision, prompt: torch.Tensor, streamed_layers: int
+) -> None:
+    expected = velocities(made(precision), prompt)
+    model = random_transformer(**SIZES).to(CUDA, torch.bfloat16)
+    blocks = RoundedBlocks(model, precision, torch.bfloat16, CUDA, streamed_layers)
+    for name, sink in blocks.sinks.items():
+        parameter = model.get_parameter(name)
+        sink(parameter.data)
+        parameter.data = parameter.new_empty(0)
+    assert all(home.is_locked for home in blocks._homes.values())
+    fast = FastTransformer(model, CUDA, torch.bfloat16, streamed_layers=streamed_layers, precision=blocks)
+    assert fast.network.layers.streamed == streamed_layers
+    for _ in range(5):
+        assert torch.equal(velocities(fast, prompt), expected)
+    fast.stream(0)
+    assert torch.equal(velocities(fast, prompt), expected)
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The full-size architecture with random weights, 20 GB; a process of its own leaves nothing on the GPU."""
+    folder = tmp_path_factory.mktemp("model") / "full"
+    build = "import sys; from pathlib import Path; from bench.full_size import build; "
+    build += "build(Path(sys.argv[1]), 'cuda', False, 'bfloat16')"
+    subprocess.run([sys.executable, "-c", build, str(folder)], check=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+_ON_A_SMALL_CARD = """
+import json, sys, threading
+import torch
+allowed_bytes = int(sys.argv[3]) * 2**30 - 2**29  # a context and a desktop
+torch.cuda.set_per_process_memory_fraction(allowed_bytes / torch.cuda.get_device_properties(0).total_memory)
+from zimage_ui.generator.base import SILENT
+from zimage_ui.generator.fast.shapes import padded
+from zimage_ui.generator.zimage import ZImageGenerator
+from zimage_ui.request import GenerationRequest, Precision
+generator = ZImageGenerator(sys.argv[1], embedding_cache_bytes=2**26, precision=Precision(sys.argv[2]))
+info = generator.load(lambda _: None)
+told = {"plan": info.memory_plan, "reason": info.memory_plan_reason, "load_ms": info.load_ms,
+        "load_peak": torch.cuda.max_memory_allocated(), "allowed": allowed_bytes,
+        "streamed": generator._engine._transformer.network.layers.streamed, "draws": []}
+for prepared in (False, True):
+    if prepared:
+        told["prepared"] = generator._engine.prepare(1024, 1024, padded(result.prompt_tokens))
+    for seed in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        request = GenerationRequest(prompt="a fox", width=1024, height=1024, seed=seed)
+        result = generator.generate(request, SILENT, threading.Event())
+        told["draws"].append({"plan": result.memory_plan, "precision": result.precision, "warm": result.shape_warm,
+                              "reserved_peak": torch.cuda.max_memory_reserved(),
+                              "allocated_peak": torch.cuda.max_memory_allocated(),
+                              "sizes": [result.images[0].width, result.images[0].height],
+                              "ms": {str(stage): ms for stage, ms in result.stage_ms.items()}})
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("card_gib", "plan", "streamed"), [(12, "text_encoder_offloaded", 0), (8, "streamed", 17)])
+def test_a_small_card_draws_the_full_size_model(
+    full_size: Path, precision: Precision, card_gib: int, plan: str, streamed: int
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _ON_A_SMALL_CARD, str(full_size), precision, str(card_gib)],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    told = json.loads(run.stdout.splitlines()[-1])
+    print(json.dumps(told, indent=1))
+    assert (told["plan"], told["streamed"]) == (plan, streamed)
+    assert told["reason"].startswith(f"the transformer's matrices are kept in {precision}: 6.7 GB instead of 12.3 GB;")
+    need = memory_need(TURBO_SIZES, (1024, 1024), 2, precision=precision)
+    resident_bytes = need.transformer_bytes + need.vae_bytes - streamed * need.layer_bytes
+    assert told["load_peak"] < resident_bytes + 2 * need.layer_bytes + 5 * 10**8  # two slots, or what is being rounded
+    assert told["prepared"]
+    for draw in told["draws"]:
+        assert (draw["plan"], draw["precision"], draw["sizes"]) == (plan, precision, [1024, 1024])
+        assert draw["reserved_peak"] <= told["allowed"]
+    assert told["draws"][-1]["warm"]
