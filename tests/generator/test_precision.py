@@ -84,6 +84,21 @@ def test_an_exact_generator_says_so(tiny_folder: Path):
 
 @pytest.mark.model
 @pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+def test_a_lossy_generator_rounds_while_it_loads(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+):
+    monkeypatch.setattr("zimage_ui.generator.precision.check_precision", lambda *_: "this CPU emulates it")
+    generator = ZImageGenerator(str(tiny_folder), embedding_cache_bytes=1, precision=precision)
+    info = generator.load(lambda _: None)
+    assert (info.precision, info.precision_reason) == (precision, "this CPU emulates it")
+    assert f"kept in {precision}" in info.memory_plan_reason
+    assert generator._engine is not None
+    assert generator._engine.components.rounded is not None
+    generator.close()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
 def test_a_picture_in_eight_bits_is_nearly_the_exact_one_and_says_what_it_is(tiny_folder: Path, precision: Precision):
     from zimage_ui.generator.engine import Engine
     from zimage_ui.generator.loading import load_components

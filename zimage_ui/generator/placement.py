@@ -16,7 +16,7 @@ from zimage_ui.request import Precision
 
 # NVIDIA cards compute in bf16 since Ampere; before that torch only emulates it.
 _BF16_CAPABILITY = (8, 0)
-# Their tensor cores multiply in eight bits since Ada and Turing; the first of these that a card has is the fastest.
+# Their tensor cores multiply in eight bits since Ada and Turing. Advice names the first of these that a card has.
 EIGHT_BIT_CAPABILITIES = {Precision.FP8: (8, 9), Precision.INT8: (7, 5)}
 
 # Left free on a GPU: the workspaces of cuBLAS and cuDNN, fragmentation, and what the desktop takes in the meantime.
@@ -26,8 +26,8 @@ _GPU_RESERVE_BYTES = 600_000_000
 # with 512 caption tokens; 639, 2552, 5741 and 10204 MB for the VAE.
 _TRANSFORMER_FACTOR = 16.0
 _VAE_FACTOR = 4.8
-# Uncompiled, the largest product of a block and its copies on the way to eight bits stand beside each other. Counted
-# with tensors without memory, not measured; what is prepared takes no more than in bf16.
+# Uncompiled, the largest product of a block and its copies on the way to eight bits stand beside each other. Counted on
+# torch's meta device, not measured; what is prepared has no such copies and is reckoned as in bf16.
 _UNCOMPILED_FACTORS = {Precision.EXACT: 0.0, Precision.FP8: 31.0, Precision.INT8: 38.0}
 _PIXELS_A_TOKEN = 256
 _MAX_CAPTION_TOKENS = 512
@@ -379,7 +379,7 @@ def _advice(device: Device, need: MemoryNeed, fitting: tuple[MemoryPlan, int] | 
 
 
 def _instead(size_bytes: int, of_bytes: int) -> str:
-    """Reads "6.6 GB instead of 12.3 GB"."""
+    """Reads "6.7 GB instead of 12.3 GB"."""
     return f"{data_size(size_bytes)} instead of {data_size(of_bytes)}"
 
 
