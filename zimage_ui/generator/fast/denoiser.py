@@ -8,8 +8,6 @@ uncompiled; and so is one whose preparation failed.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import fastest_backend
-from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
+from zimage_ui.generator.fast.graphs import RecentlyUsed, RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
@@ -29,8 +26,6 @@ from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
-
-_log = logging.getLogger(__name__)
 
 # Latents, rows of this step's modulation and captions to the velocity; see StepNetwork.velocity.
 StepPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -86,12 +81,8 @@ class FastTransformer:
             self.network = StepNetwork(transformer, device, transfer, precision)
             self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
-        if make_recorder is None and device.type == "cuda":
-            make_recorder = partial(CudaRecorder, device)
-        self._make_recorder = make_recorder
-        self._recorder = make_recorder() if make_recorder else None
         self._ways = (_compiled, lambda: EAGER) if ways is None else tuple(ways)
-        self._passes: RecentlyUsed[DenoiserShape, StepPass] = RecentlyUsed(_KEPT_PASSES)
+        self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder or recorders_for(device))
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
 
     @torch.inference_mode()
@@ -127,17 +118,9 @@ class FastTransformer:
         Returns:
             Whether it is prepared.
         """
-        if self._recorder is None or shape in self._passes:
-            return self._recorder is not None
-        for way in self._ways:
-            begun = time.perf_counter()
-            recorded = attempt(partial(self._record, shape, way, self._recorder), f"{shape} could not be prepared")
-            if recorded is not None:
-                self._passes.put(shape, recorded)
-                _log.info("%s is prepared in %.1f s", shape, time.perf_counter() - begun)
-                return True
-            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
-        return False
+        return any(
+            self._passes.prepare(shape, partial(self._record, shape, way), f"denoising {shape}") for way in self._ways
+        )
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""
@@ -149,11 +132,8 @@ class FastTransformer:
         Returns:
             Whether anything was recorded, so that there is more memory now.
         """
-        held_memory = len(self._passes) > 0 and not self.network.layers.streamed
-        self._passes.clear()
         self._rotaries.clear()
-        self._renew_recorder()  # with a pool that holds nothing
-        return held_memory
+        return self._passes.release()
 
     def stream(self, layers: int) -> None:
         """Let so many of the main layers live on the host; what was prepared is dropped if that moves any.
@@ -164,10 +144,6 @@ class FastTransformer:
         if not self.network.layers.is_settled(layers):
             self.release()  # first: graphs hold on to memory, and read the weights where they were
             self.network.layers.settle(layers)
-
-    def _renew_recorder(self) -> None:
-        if self._make_recorder:
-            self._recorder = self._make_recorder()
 
     def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
