@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zimage_ui.generator.fast.attention import fastest_backend
+from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.graphs import RecentlyUsed, RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
@@ -206,6 +207,4 @@ def caption_length(prompt_embeds: torch.Tensor) -> int:
 
 @cache
 def _compiled() -> StepFunctions:
-    from zimage_ui.generator.fast.compiled_step import compiled_functions  # the compiler takes a second to import
-
     return compiled_functions()

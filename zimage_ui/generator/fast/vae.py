@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Sizes of picture that are in use at a time: more than `preparation` asks for. All graphs share memory.
-_KEPT_PASSES = 16
+_KEPT_SIZES = 16
 
 
 class _PassKind(NamedTuple):
@@ -65,7 +65,7 @@ class FastDecoder:
         self._vae = vae
         self._device = device
         self._layers = _layers_of(vae, (layers or _maker_for(device))())
-        self._passes: Recordings[_PassKind] = Recordings(_KEPT_PASSES, make_recorder or recorders_for(device))
+        self._passes: Recordings[_PassKind] = Recordings(_KEPT_SIZES, make_recorder or recorders_for(device))
         self._runs_layers = not self._passes.can_record
 
     def decode(self, latents: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
