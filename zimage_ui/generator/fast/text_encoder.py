@@ -24,12 +24,18 @@ from zimage_ui.generator.fast.any_size import compiled
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.block import norm
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
-from zimage_ui.generator.fast.projections import fuse
+from zimage_ui.generator.fast.projections import fused
 from zimage_ui.generator.fast.shapes import padded
 from zimage_ui.generator.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import Qwen3Model
+
+# The matrices of a stock layer that are one product's, in the order of its outputs.
+FUSED = (
+    ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+)
 
 # All lengths up to 512 tokens in steps of 32, and some: a graph of these is small, and they share their memory.
 _KEPT_LENGTHS = 24
@@ -66,16 +72,17 @@ class _EncoderWeights(NamedTuple):
 
 def layer_weights(layer: Any) -> LayerWeights:
     """The weights of a stock layer; those of its products become views of the fused ones."""
-    attention, feed_forward = layer.self_attn, layer.mlp
+    attention = layer.self_attn
+    query_key_value, gate_up = fused(layer, FUSED)
     return LayerWeights(
         attention_norm=layer.input_layernorm.weight.data.float(),
         query_norm=attention.q_norm.weight.data.float(),
         key_norm=attention.k_norm.weight.data.float(),
         feed_forward_norm=layer.post_attention_layernorm.weight.data.float(),
-        query_key_value=fuse((attention.q_proj, attention.k_proj, attention.v_proj)),
+        query_key_value=query_key_value,
         output=attention.o_proj.weight.data,
-        gate_up=fuse((feed_forward.gate_proj, feed_forward.up_proj)),
-        down=feed_forward.down_proj.weight.data,
+        gate_up=gate_up,
+        down=layer.mlp.down_proj.weight.data,
         eps=layer.input_layernorm.variance_epsilon,
     )
 
