@@ -1,4 +1,4 @@
-"""Recorded functions, with a recorder that replays by running again; keeping what was used last; and both together."""
+"""Recorded functions, with a recorder that replays by running again; and those that a part of a model keeps."""
 
 import logging
 from collections.abc import Callable
@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
-from zimage_ui.generator.fast.graphs import (
-    RecentlyUsed,
-    RecordedFunction,
-    Recorder,
-    Recordings,
-    SharedRecorder,
-    recorders_for,
-)
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, SharedRecorder, recorders_for
 
 pytestmark = pytest.mark.model
 
@@ -56,31 +49,6 @@ def test_another_size_is_refused(doubled):
 def test_a_missing_argument_is_refused(doubled):
     with pytest.raises(ValueError, match="zip"):
         doubled(torch.ones(3))
-
-
-class TestRecentlyUsed:
-    def test_keeps_what_was_used_last(self):
-        kept: RecentlyUsed[str, int] = RecentlyUsed(2)
-        kept.put("a", 1)
-        kept.put("b", 2)
-        assert kept.get("a") == 1
-        kept.put("c", 3)
-        assert ("a" in kept, "b" in kept, "c" in kept) == (True, False, True)
-        assert kept.get("b") is None
-        assert len(kept) == 2
-
-    def test_looking_whether_it_is_there_is_no_use(self):
-        kept: RecentlyUsed[str, int] = RecentlyUsed(1)
-        kept.put("a", 1)
-        assert "a" in kept
-        kept.put("a", 2)
-        assert kept.get("a") == 2
-
-    def test_can_be_cleared(self):
-        kept: RecentlyUsed[str, int] = RecentlyUsed(2)
-        kept.put("a", 1)
-        kept.clear()
-        assert len(kept) == 0
 
 
 class TestRecordings:

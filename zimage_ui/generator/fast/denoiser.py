@@ -1,9 +1,9 @@
 """The transformer, laid out for speed once, and the denoisers that it makes for requests.
 
-What depends on the model alone is done when it is made (fused weights), what depends on the picture's size at the first
-request of that size (rotary tables, compiled functions, graphs), what depends on the request at its start (captions,
-modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same functions,
-uncompiled; and so is one whose preparation failed.
+What depends on the model alone is done when it is made (fused weights), what depends on the picture's size when that is
+prepared (compiled functions, graphs) or first asked for (rotary tables), what depends on the request at its start
+(captions, modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same
+functions, uncompiled; and so is one whose preparation failed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 
 from zimage_ui.generator.fast.attention import fastest_backend
 from zimage_ui.generator.fast.compiled_step import compiled_functions
-from zimage_ui.generator.fast.graphs import RecentlyUsed, RecordedFunction, Recorder, Recordings, recorders_for
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
+from zimage_ui.generator.fast.recently_used import RecentlyUsed
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
@@ -44,6 +45,9 @@ class FastTransformer:
 
     The stock module goes on working, its weights become views of the fused ones; but for the lossy precisions, which
     take its matrices away block by block.
+
+    Attributes:
+        network: the weights as a pass reads them.
     """
 
     def __init__(

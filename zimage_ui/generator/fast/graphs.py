@@ -1,26 +1,25 @@
 """Work recorded once as a CUDA graph and replayed: a thousand launches for the price of one.
 
 A graph replays the same kernels on the same addresses. So what changes is copied into static inputs before, and what
-comes out is copied away after; both are small here.
+comes out is copied away after; both are small here. Each part of a model keeps those of the sizes in use.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.recently_used import RecentlyUsed
 
 _log = logging.getLogger(__name__)
 
 _Key = TypeVar("_Key", bound=Hashable)
-_Kept = TypeVar("_Kept")
 
 # The first run compiles, loads kernels and lets libraries choose; the second allocates as all later ones will.
 _RUNS_BEFORE_RECORDING = 2
@@ -115,42 +114,6 @@ class RecordedFunction:
             static.copy_(argument)
         self._replay()
         return self._answer.clone()
-
-
-class RecentlyUsed(Generic[_Key, _Kept]):
-    """A bounded number of things, those that were used last."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
-
-    def __contains__(self, key: _Key) -> bool:
-        return key in self._kept
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: _Key) -> _Kept | None:
-        """What is kept under `key`, which is thereby used; None if nothing is."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def put(self, key: _Key, kept: _Kept) -> None:
-        """Keep `kept`; what was not used for longest goes if there are too many."""
-        self._kept[key] = kept
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
-
-    def values(self) -> Iterable[_Kept]:
-        """All that is kept, which is no use of it."""
-        return self._kept.values()
-
-    def clear(self) -> None:
-        """Keep nothing."""
-        self._kept.clear()
 
 
 class Recordings(Generic[_Key]):

@@ -127,7 +127,8 @@ def rotary_tables(tokens: int, frequencies: torch.Tensor) -> tuple[torch.Tensor,
 
 def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """The features of each token, (tokens, features), computed on `device` by the stock module."""
-    return _stock(text_encoder, _embedded(text_encoder, ids, device))
+    rows = _embedded(text_encoder, ids, device)
+    return text_encoder(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
 
 class FastTextEncoder:
@@ -162,9 +163,9 @@ class FastTextEncoder:
         Raises:
             torch.OutOfMemoryError: there is too little memory.
         """
-        rows = _embedded(self._text_encoder, ids, self._device)
         if not (self._is_supported and self._runs_layers and self._weights_are_here):
-            return _stock(self._text_encoder, rows)
+            return encode_tokens(self._text_encoder, ids, self._device)
+        rows = _embedded(self._text_encoder, ids, self._device)
         if not self._recordings.can_record:
             return self._run(rows)
         features = attempt(
@@ -175,7 +176,7 @@ class FastTextEncoder:
         if features is None:
             self._is_supported = False
             self.release()
-            return _stock(self._text_encoder, rows)
+            return encode_tokens(self._text_encoder, ids, self._device)
         return features
 
     @torch.inference_mode()
@@ -247,10 +248,6 @@ def _embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) ->
     """
     table = text_encoder.embed_tokens
     return to_device(table(to_device(torch.tensor(ids), table.weight.device)), device)
-
-
-def _stock(text_encoder: Qwen3Model, rows: torch.Tensor) -> torch.Tensor:
-    return text_encoder(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
 
 def _is_plain_qwen3(config: Any) -> bool:

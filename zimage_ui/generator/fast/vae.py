@@ -64,7 +64,7 @@ class FastDecoder:
         self.config, self.dtype = vae.config, vae.dtype
         self._vae = vae
         self._device = device
-        self._layers = _layers_of(vae, (layers or _maker_for(device))())
+        self._layers = _layers_of(vae, layers() if layers else _maker_for(device))
         self._passes: Recordings[_PassKind] = Recordings(_KEPT_SIZES, make_recorder or recorders_for(device))
         self._runs_layers = not self._passes.can_record
 
@@ -156,12 +156,8 @@ def _layers_of(vae: AutoencoderKL, maker: LayerMaker) -> list[Layer] | None:
         return None
 
 
-def _maker_for(device: torch.device) -> Callable[[], LayerMaker]:
-    return _gpu_layers if device.type == "cuda" else CpuLayers
-
-
-def _gpu_layers() -> LayerMaker:
-    return GpuLayers(compiled_functions())
+def _maker_for(device: torch.device) -> LayerMaker:
+    return GpuLayers(compiled_functions()) if device.type == "cuda" else CpuLayers()
 
 
 @contextmanager
