@@ -25,6 +25,8 @@ from zimage_ui import __version__
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.base import ModelInfo, ProgressListener, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
+from zimage_ui.generator.fast import projections
+from zimage_ui.generator.fast import text_encoder as fast_text_encoder
 from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.streaming import streamed_names
 from zimage_ui.generator.fingerprint import model_fingerprint, text_encoder_fingerprint
@@ -197,6 +199,7 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     text_encoder = make_empty(lambda: Qwen3Model(_text_encoder_config(files.text_encoder, dtype)))
     layers: int = files.transformer.config["n_layers"]
     streamed = choices.plan.streamed_layers
+    together = {"text_encoder": projections.fused_names(text_encoder, fast_text_encoder.FUSED)}
     places = {
         "transformer": (transformer, device),
         "vae": (vae, device),
@@ -204,17 +207,17 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     }
     for part in files.parts:
         match(places[part.name][0], part)  # all of them before the first weight is read
-    exact = choices.precision is Precision.EXACT
-    rounded = None if exact else RoundedBlocks(transformer, choices.precision, dtype, device, streamed)
+    rounded, on_host = None, {}
+    if choices.precision is Precision.EXACT:
+        on_host = {"transformer": streamed_names(streamed, layers)}
+        together["transformer"] = projections.fused_names(transformer, projections.FUSED)
+    else:
+        rounded = RoundedBlocks(transformer, choices.precision, dtype, device, streamed)
     count = _Count(files, way)
     for part in files.parts:
         module, place = places[part.name]
-        if part.name != "transformer":
-            fill(module, part, place, dtype, count.loaded)
-        elif rounded is None:
-            fill(module, part, place, dtype, count.loaded, streamed_names(streamed, layers))
-        else:
-            fill(module, part, place, dtype, count.loaded, sinks=rounded.sinks)
+        names, sinks = together.get(part.name, ()), rounded.sinks if rounded and module is transformer else None
+        fill(module, part, place, dtype, count.loaded, on_host.get(part.name, ()), together=names, sinks=sinks)
     if not choices.device.is_gpu:
         # oneDNN's own order: decoding takes 10 to 20 % less time on a CPU (and, without a compiler, more on a GPU)
         vae.to(memory_format=torch.channels_last)

@@ -250,9 +250,9 @@ class TestStreamed:
         monkeypatch.setattr(loading, "choose_plan", lambda device, need: choice)
         read_tensors, on_host = weights.read_tensors, []
 
-        def watched(files: Any, wanted: Any, device: torch.device) -> Any:
+        def watched(files: Any, wanted: Any, *where: Any) -> Any:
             on_host.append(len(wanted))
-            return read_tensors(files, wanted, device)
+            return read_tensors(files, wanted, *where)
 
         monkeypatch.setattr(weights, "read_tensors", watched)
         components = loaded(folder, precision)

@@ -14,7 +14,7 @@ import torch
 
 from zimage_ui.generator.fast.flat import FlatLayout
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection, unfilled
-from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
+from zimage_ui.generator.fast.projections import FUSED, BlockProjections, PlainProjection
 from zimage_ui.generator.fast.quantised_rows import quantise
 from zimage_ui.generator.fast.streaming import spread
 from zimage_ui.generator.page_locked import HostBuffer
@@ -24,12 +24,7 @@ if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
 
 # The stock matrices that lie below each other in each product of a block, in the order of `BlockProjections`.
-_PARTS = (
-    ("attention.to_q", "attention.to_k", "attention.to_v"),
-    ("attention.to_out.0",),
-    ("feed_forward.w1", "feed_forward.w3"),
-    ("feed_forward.w2",),
-)
+_PARTS = (FUSED[0], ("attention.to_out.0.weight",), FUSED[1], ("feed_forward.w2.weight",))
 # Rounded at once. On the way each value is there three times in fp32.
 _VALUES_AT_ONCE = 2**23
 
@@ -95,7 +90,7 @@ class RoundedBlocks:
         for product, parts in enumerate(_PARTS):
             begin = 0
             for part in parts:
-                self.sinks[f"{name}.{part}.weight"] = self._sink(name, product, begin)
+                self.sinks[f"{name}.{part}"] = self._sink(name, product, begin)
                 begin += _extents(block, part)[0]
 
     def _sink(self, name: str, product: int, begin: int) -> Callable[[torch.Tensor], None]:
@@ -115,7 +110,7 @@ def _products(
 
 
 def _extents(block: torch.nn.Module, part: str) -> tuple[int, int]:
-    outputs, inputs = block.get_parameter(f"{part}.weight").shape
+    outputs, inputs = block.get_parameter(part).shape
     return outputs, inputs
 
 
