@@ -73,6 +73,11 @@ class TextEncoderResidence:
         self._homes: list[HostBuffer] = []
         self._is_resident: bool | None = None
 
+    @property
+    def visits_unnoticed(self) -> bool:
+        """Whether layers visit the device without the host's waiting for their copies: from locked pages only."""
+        return self._visits is not None and all(home.is_locked for home in self._homes)
+
     def settle(self, *, resident: bool) -> None:
         """Bring the weights to the device, or to the host with visits; costs nothing when they are there already.
 

@@ -124,7 +124,7 @@ def rotary_tables(tokens: int, frequencies: torch.Tensor) -> tuple[torch.Tensor,
 
 def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """The features of each token, (tokens, features), computed on `device` by the stock module."""
-    return _stock(text_encoder, _embedded(text_encoder, ids, device))
+    return _stock(text_encoder, embedded(text_encoder, ids, device))
 
 
 class FastTextEncoder:
@@ -163,7 +163,7 @@ class FastTextEncoder:
         Raises:
             torch.OutOfMemoryError: there is too little memory.
         """
-        rows = _embedded(self._text_encoder, ids, self._device)
+        rows = embedded(self._text_encoder, ids, self._device)
         if not (self._is_supported and self._runs_layers and self._weights_are_here):
             return _stock(self._text_encoder, rows)
         if self._recorder is None:
@@ -256,7 +256,7 @@ class FastTextEncoder:
         return self._weights
 
 
-def _embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
+def embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """A row of the token table for each of `ids`, on `device`.
 
     The table is read where it lies: it is the largest single weight, and a prompt needs a few rows of it.
