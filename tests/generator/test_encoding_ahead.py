@@ -38,6 +38,7 @@ class Lane:
     def __init__(self) -> None:
         self.room = 10**12
         self.asked = 0
+        self.squeezed = 0
         self.log: list[str] = []
 
     @contextmanager
@@ -52,6 +53,9 @@ class Lane:
     def free_bytes(self) -> int:
         self.asked += 1
         return self.room
+
+    def times_squeezed(self) -> int:
+        return self.squeezed
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,14 @@ def test_without_room_nothing_is_done(encoder, ahead, lane):
     assert lane.asked == 2  # what it once took, it keeps
     ahead.forget()
     lane.room = 10
+    assert not encoder.encode_ahead(PROMPT)
+
+
+def test_once_somebody_else_was_short_of_memory_it_asks_for_room_anew(encoder, lane):
+    assert encoder.encode_ahead(PROMPT)
+    lane.room = 10
+    assert encoder.encode_ahead(PROMPT)
+    lane.squeezed = 1
     assert not encoder.encode_ahead(PROMPT)
 
 

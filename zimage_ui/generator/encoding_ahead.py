@@ -54,6 +54,9 @@ class SideLane(Protocol):
     def free_bytes(self) -> int:
         """Memory that nobody has yet."""
 
+    def times_squeezed(self) -> int:
+        """How often so far an allocation had to wait until memory was given back that was kept for later."""
+
 
 class CudaSideLane:
     """A stream of its own."""
@@ -75,6 +78,10 @@ class CudaSideLane:
         free_bytes, total_bytes = torch.cuda.mem_get_info(self._device)
         allowed_bytes = int(torch.cuda.get_per_process_memory_fraction(self._device) * total_bytes)
         return min(free_bytes, allowed_bytes - torch.cuda.memory_reserved(self._device))
+
+    def times_squeezed(self) -> int:
+        """By the allocator's own count."""
+        return torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0)
 
 
 @dataclass(slots=True)
@@ -110,6 +117,7 @@ class PromptsAhead:
         self._under_way: _UnderWay | None = None
         self._done: dict[str, PromptEmbedding] = {}  # the oldest first
         self._has_room = False
+        self._squeezed = 0
         self._has_failed = False
 
     def advance(self, prompt: str) -> bool:
@@ -201,8 +209,14 @@ class PromptsAhead:
         return self._slices
 
     def _finds_room(self) -> bool:
-        """Whether a layer has room beside what is there; the stream keeps what it once took."""
-        if not self._has_room:
+        """Whether a layer has room beside what is there.
+
+        The stream keeps what it once took, until somebody else was short of it: from then on each would take it from
+        the other again and again, and wait for the device each time.
+        """
+        squeezed = self._lane.times_squeezed()
+        if not self._has_room or squeezed != self._squeezed:
+            self._squeezed = squeezed
             layer_bytes = max(
                 sum(parameter.nbytes for parameter in layer.parameters())
                 for layer in self._components.text_encoder.layers
