@@ -3,7 +3,7 @@
 A card with 16 GB holds the transformer (12.3 GB in bf16) or the text encoder (8.0 GB), not both. Visiting layer by
 layer, the encoder needs the room of one layer (0.2 GB), and nothing is ever copied back: the weights in host memory
 stay what they were, and leaving is dropping the copy. The price is one pass of the weights over the bus for each new
-prompt; a cached prompt costs nothing.
+prompt, which a job that waits does not pay (`encoding_ahead`); a cached prompt costs nothing.
 """
 
 from __future__ import annotations
