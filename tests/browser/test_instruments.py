@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from playwright.sync_api import expect
 
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
+from zimage_ui.request import GenerationRequest
 from zimage_ui.telemetry.fake import FakeProbe, fake_gpu, fake_host
 from zimage_ui.telemetry.probe import GpuReading, Snapshot
 
@@ -135,3 +136,16 @@ def test_a_picture_of_a_size_that_nobody_had_prepared_says_so(
             expect(person.account).not_to_contain_text("size not prepared")
         finally:
             gate.set()
+
+
+def test_a_prompt_that_was_encoded_ahead_says_so(tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:
+    generator = FakeGenerator(FakeScript(encode_s=0.04, encodes_ahead=True))
+    with run_studio(tmp_path, generator=generator, started=False) as studio:
+        person = visit(studio).open()
+        for prompt in ("the first", "the second"):
+            studio.services.jobs.submit(GenerationRequest(prompt=prompt, width=64, height=64))
+        studio.services.jobs.start()
+        expect(person.account.locator(".zi-prompt-line")).to_have_text("the second")
+        expect(person.account).to_contain_text("prompt encoded ahead, 40 ms")
+        person.page.get_by_role("button", name="中文").click()
+        expect(person.account).to_contain_text("提示词已提前编码，40")

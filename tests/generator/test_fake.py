@@ -218,3 +218,16 @@ class TestShapes:
             pieces += 1
         assert pieces == len(heard) == 2 * len(FAKE_PROFILE.sizes)
         assert generator.generate(request()).shape_warm is True
+
+
+class TestEncodingAhead:
+    def test_by_default_nothing_is_encoded_ahead(self):
+        assert not FakeGenerator().encode_ahead(request())
+
+    def test_a_prompt_is_encoded_once_and_no_cache_hit(self):
+        generator = FakeGenerator(FakeScript(encode_s=0.002, encodes_ahead=True))
+        assert [generator.encode_ahead(request()) for _ in range(2)] == [True, False]
+        first, second = generator.generate(request()), generator.generate(request())
+        assert (first.encoded_ahead_ms, first.embedding_cache_hit) == (2.0, False)
+        assert (second.encoded_ahead_ms, second.embedding_cache_hit) == (0.0, True)
+        assert not generator.encode_ahead(request())

@@ -55,6 +55,17 @@ def test_whoever_waited_longer_goes_before_a_newcomer():
     assert emptied(queue) == ["b1", "c1", "a2"]
 
 
+def test_who_comes_next_is_known_and_stays():
+    queue = filled("a1", "a2")
+    assert queue.peek() is queue.peek()
+    assert queue.peek().job_id == taken(queue) == "a1"
+    queue.put(job("b1"))
+    assert queue.peek().job_id == "b1"
+    assert queue.remove("b1")
+    assert queue.peek().job_id == taken(queue) == "a2"
+    assert queue.peek() is None
+
+
 def test_one_job_too_many_is_refused_and_leaves_no_trace():
     queue = filled("a1", "a2", capacity=2)
     assert queue.full

@@ -91,6 +91,7 @@ def test_a_job_that_is_done() -> None:
             memory_plan="smallest",
             shape_warm=False,
             precision=Precision.FP8,
+            encoded_ahead_ms=431.5,
         ),
         PictureSaved(job_id="j", picture=picture),
         JobFinished(job_id="j", at_s=10.5, timings=timings),
@@ -105,6 +106,7 @@ def test_a_job_that_is_done() -> None:
     assert (view["memory_plan"], view["shape_warm"]) == ("smallest", False)
     assert view["memory_plan"] == "smallest"
     assert view["precision"] == "fp8"
+    assert view["encoded_ahead_ms"] == 431.5
     assert view["untrained"] is False
     assert view["pictures"] == [
         {

@@ -206,6 +206,7 @@ class GenerationResult:
         memory_plan: the plan that really made it (a smaller one after running out of memory).
         shape_warm: whether its shape had been prepared; None on a device that prepares nothing.
         precision: of the transformer's matrix products.
+        encoded_ahead_ms: what of the encoding was done beside an earlier job (`encode_ahead`); not part of encode.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -219,13 +220,14 @@ class GenerationResult:
     memory_plan: str = ""
     shape_warm: bool | None = None
     precision: Precision = Precision.EXACT
+    encoded_ahead_ms: float = 0.0
 
 
 class Generator(Protocol):
     """Makes pictures.
 
-    One thread calls `load`, `warmup`, `prepare_next` and `generate`; `info`, `shapes` and `cache_stats` may be read
-    from any.
+    One thread calls `load`, `warmup`, `prepare_next`, `generate` and `encode_ahead`; `info`, `shapes` and `cache_stats`
+    may be read from any.
     """
 
     @property
@@ -275,6 +277,16 @@ class Generator(Protocol):
             JobCancelledError: `cancel` was set; takes effect within one step.
             DeviceMemoryError: the smaller plan did not fit either; memory is released, the next request works.
             GenerationError: anything else that went wrong while making it.
+        """
+
+    def encode_ahead(self, request: GenerationRequest) -> bool:
+        """Do one short piece of encoding the prompt of `request`, which waits, beside the step that is computed now.
+
+        To be called by the listener of the `generate` under way, from `step_done`. It never raises: what fails is the
+        request's own to tell.
+
+        Returns:
+            Whether something was done; False where it would bring nothing, and when nothing is left to do.
         """
 
     def cache_stats(self) -> CacheStats:

@@ -39,12 +39,14 @@ class PromptEmbedding:
         prompt_tokens: tokens that went in.
         truncated_tokens: tokens beyond the maximum that did not.
         elapsed_ms: asks what computing it took; may wait for the device.
+        ahead_ms: asks how much of that was done before anybody asked for it, beside other work.
     """
 
     prompt_embeds: torch.Tensor
     prompt_tokens: int
     truncated_tokens: int
     elapsed_ms: Callable[[], float]
+    ahead_ms: Callable[[], float] = float
 
 
 class EmbeddingCache:
@@ -61,6 +63,11 @@ class EmbeddingCache:
         self._flights: dict[EmbeddingKey, Future[PromptEmbedding | None]] = {}
         self._hits = self._misses = self._size_bytes = 0
         self._saved_ms = 0.0
+
+    def __contains__(self, key: EmbeddingKey) -> bool:
+        """Whether the embedding of `key` is there; asking counts as nothing."""
+        with self._lock:
+            return key in self._entries
 
     def get(self, key: EmbeddingKey, compute: Callable[[], PromptEmbedding]) -> tuple[PromptEmbedding, bool]:
         """The embedding of `key`, and whether it was there.

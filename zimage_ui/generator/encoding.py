@@ -16,7 +16,7 @@ import threading
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -59,16 +59,34 @@ def without_last_layer(text_encoder: Qwen3Model) -> Qwen3Model:
     Its `last_hidden_state` is the given one's `hidden_states[-2]`. Once the given one is dropped, the last layer's
     memory is free.
     """
+    return with_layers(text_encoder, 0, len(text_encoder.layers) - 1)
+
+
+def with_layers(text_encoder: Qwen3Model, begin: int, end: int) -> Qwen3Model:
+    """A text encoder of the given one's layers from `begin` up to `end`, without the final norm; weights are shared.
+
+    Given the `last_hidden_state` of the layers before as `inputs_embeds`, it goes on where they ended.
+    """
     config = copy.deepcopy(text_encoder.config)
-    config.num_hidden_layers -= 1
-    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    config.num_hidden_layers = end - begin
+    config.layer_types = config.layer_types[begin:end]
     with torch.device("meta"):  # the parts it is built with are replaced: they need no memory
         shorter = type(text_encoder)(config)
     shorter.embed_tokens = text_encoder.embed_tokens
-    shorter.layers = text_encoder.layers[: config.num_hidden_layers]
+    shorter.layers = text_encoder.layers[begin:end]
     shorter.rotary_emb = text_encoder.rotary_emb
     shorter.norm = torch.nn.Identity()
     return shorter.eval()
+
+
+class BegunPrompts(Protocol):
+    """Prompts whose encoding begins before they are asked for (`encoding_ahead.PromptsAhead`)."""
+
+    def advance(self, prompt: str) -> bool:
+        """Do a short piece of `prompt`; False when nothing is left to do."""
+
+    def take(self, prompt: str) -> PromptEmbedding | None:
+        """The embedding of `prompt`, finished; None if it was not begun."""
 
 
 class PromptEncoder:
@@ -79,6 +97,7 @@ class PromptEncoder:
         components: Components,
         cache: EmbeddingCache,
         encode: Callable[[list[int]], torch.Tensor] | None = None,
+        ahead: BegunPrompts | None = None,
     ) -> None:
         """Keep what encoding needs.
 
@@ -86,27 +105,42 @@ class PromptEncoder:
             components: whose tokenizer, limits and fingerprint count.
             cache: of embeddings.
             encode: token ids to (tokens, features) on the device; None is a `FastTextEncoder` of its own.
+            ahead: what prompts may have been begun by, before they were asked for.
         """
         self._components = components
         self._cache = cache
         self._encode = encode or FastTextEncoder(components.text_encoder, components.device).encode
+        self._ahead = ahead
         self._encoding = threading.Lock()  # the tokenizer keeps its truncation as state, the device is one
 
     def encode(self, prompt: str) -> tuple[PromptEmbedding, bool]:
         """The embedding of `prompt`, in host memory, and whether it came from the cache."""
-        prompt = unicodedata.normalize("NFC", prompt)
+        key = self._key(prompt)
+        return self._cache.get(key, lambda: self._compute(key.prompt))
+
+    def encode_ahead(self, prompt: str) -> bool:
+        """Do a short piece of encoding `prompt`, beside what runs on the device; False when nothing is left to do."""
+        key = self._key(prompt)
+        if self._ahead is None or key in self._cache:
+            return False
+        with self._encoding:
+            return self._ahead.advance(key.prompt)
+
+    def _key(self, prompt: str) -> EmbeddingKey:
         parts = self._components
-        key = EmbeddingKey(
+        return EmbeddingKey(
             text_encoder=parts.text_encoder_fingerprint,
             dtype=parts.dtype,
             max_prompt_tokens=parts.max_prompt_tokens,
-            prompt=prompt,
+            prompt=unicodedata.normalize("NFC", prompt),
         )
-        return self._cache.get(key, lambda: self._compute(prompt))
 
     def _compute(self, prompt: str) -> PromptEmbedding:
         parts = self._components
         with self._encoding, torch.inference_mode():
+            begun = self._ahead.take(prompt) if self._ahead else None
+            if begun is not None:
+                return begun
             watch = stopwatch(parts.device)
             watch.start()
             tokens = tokenize(parts.tokenizer, prompt, parts.max_prompt_tokens)

@@ -16,8 +16,9 @@ from zimage_ui.generator.base import SILENT, CacheStats, GenerationListener, Gen
 from zimage_ui.generator.clock import stage_clock
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.decoding import TILE, decode, latent_scale
-from zimage_ui.generator.embedding_cache import EmbeddingCache
+from zimage_ui.generator.embedding_cache import EmbeddingCache, PromptEmbedding
 from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
+from zimage_ui.generator.encoding_ahead import CudaSideLane, PromptsAhead
 from zimage_ui.generator.failures import translated
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.graphs import Recorder, recorders_for
@@ -44,13 +45,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """What the text encoder made for one request; `negative` only with guidance."""
+    """What the text encoder made for one request; `negative` only with guidance.
+
+    `ahead_ms` asks for what of it was done beside an earlier job, once the device has done all of it.
+    """
 
     positive: torch.Tensor
     negative: torch.Tensor | None
     cache_hit: bool
     prompt_tokens: int
     truncated_tokens: int
+    ahead_ms: Callable[[], float] = float
 
     def shapes(self, request: GenerationRequest) -> list[PictureShape]:
         """Those that `request` needs: with guidance one for each prompt, the positive one last."""
@@ -116,7 +121,9 @@ class Engine:
         self._precision = components.rounded.precision if components.rounded else precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
         self._text_encoder = FastTextEncoder(components.text_encoder, components.device, make_recorder)
-        self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode)
+        is_gpu = components.device.type == "cuda"
+        self._ahead = PromptsAhead(components, CudaSideLane(components.device)) if is_gpu else None
+        self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode, self._ahead)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
         streamed_layers = components.streamed_in(components.memory_plan)
@@ -230,6 +237,13 @@ class Engine:
         """Empty the prompt-embedding cache and its counts."""
         self._cache.reset()
 
+    def encode_ahead(self, request: GenerationRequest) -> bool:
+        """Do a short piece of encoding what `request` says, beside the step under way; as `Generator.encode_ahead`."""
+        if not self._residence.visits_unnoticed:
+            return False
+        prompts = [request.prompt] if request.guidance_scale == 0.0 else [request.prompt, request.negative_prompt]
+        return any(self._encoder.encode_ahead(prompt) for prompt in prompts)  # the first that is not done
+
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event
     ) -> GenerationResult:
@@ -255,6 +269,7 @@ class Engine:
                 return result
             parts = (self._transformer, self._text_encoder, self._decoder)
             held_memory = [part.release() for part in parts]
+            self._give_up_ahead()
             memory.release_memory(device)
             if any(held_memory):
                 _log.warning("%s Trying again without what was prepared.", reason)
@@ -305,20 +320,28 @@ class Engine:
             memory_plan=str(plan),
             shape_warm=warm,
             precision=self._precision,
+            encoded_ahead_ms=prompts.ahead_ms(),
         )
 
     def _settle(self, plan: MemoryPlan) -> None:
         if not plan.keeps_text_encoder:
             self._text_encoder.release()  # nothing may hold on to weights that move
+        else:
+            self._give_up_ahead()
         self._residence.settle(resident=plan.keeps_text_encoder)
         self._transformer.stream(self.components.streamed_in(plan))
         self.components.memory_plan = plan
+
+    def _give_up_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.forget()
 
     def _encode(self, request: GenerationRequest) -> _Prompts:
         positive, hit = self._encoder.encode(request.prompt)
         if request.guidance_scale == 0.0:
             embeds = to_device(positive.prompt_embeds, self.components.device)
-            return _Prompts(embeds, None, hit, positive.prompt_tokens, positive.truncated_tokens)
+            ahead_ms = _ahead_ms((positive, hit))
+            return _Prompts(embeds, None, hit, positive.prompt_tokens, positive.truncated_tokens, ahead_ms)
         negative, negative_hit = self._encoder.encode(request.negative_prompt)
         return _Prompts(
             to_device(positive.prompt_embeds, self.components.device),
@@ -326,6 +349,7 @@ class Engine:
             hit and negative_hit,
             positive.prompt_tokens,
             positive.truncated_tokens + negative.truncated_tokens,
+            _ahead_ms((positive, hit), (negative, negative_hit)),
         )
 
     def _sample(self, job: _Job, prompts: _Prompts) -> tuple[torch.Tensor, int, float]:
@@ -357,6 +381,11 @@ class Engine:
             prompts.negative,
             request.guidance_scale,
         )
+
+
+def _ahead_ms(*encoded: tuple[PromptEmbedding, bool]) -> Callable[[], float]:
+    """Asks what of `encoded` was done ahead; a cached one (True) was so for another request."""
+    return lambda: sum(embedding.ahead_ms() for embedding, cached in encoded if not cached)
 
 
 def _decoded_at_once(latents: DenoiserShape, plan: MemoryPlan) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class FakeScript:
     Attributes:
         load_s: how long loading takes (in four reported parts); `warmup_s` likewise.
         encode_s, step_s, decode_s: how long each takes in a generation.
+        encodes_ahead: whether prompts of waiting requests are encoded during a step of the present one.
         prepare_s: how long preparing a size takes; None is a device that prepares nothing.
         fail_load: loading raises a `ModelNotFoundError`.
         fail_at: generation raises a `GenerationError` on entering this stage.
@@ -58,6 +59,7 @@ class FakeScript:
     step_s: float = 0.0
     decode_s: float = 0.0
     prepare_s: float | None = None
+    encodes_ahead: bool = False
     fail_load: bool = False
     fail_at: Stage | None = None
     out_of_memory_at: Stage | None = None
@@ -88,6 +90,7 @@ class FakeGenerator:
         self._failed = 0
         self._cache: OrderedDict[str, None] = OrderedDict()
         self._hits = self._misses = 0
+        self._ahead: set[str] = set()
         self._shapes: dict[tuple[int, int], ShapeState] = {}
         self._idle = threading.Event()  # never set: its timed wait is a pause that a cancel event can replace
 
@@ -164,7 +167,9 @@ class FakeGenerator:
 
         self._enter(Stage.ENCODE, clock, listener)
         hit = self._look_up(request.prompt)
-        self._pause(0.0 if hit else script.encode_s, cancel)
+        ahead = not hit and request.prompt in self._ahead
+        self._ahead.discard(request.prompt)
+        self._pause(0.0 if hit or ahead else script.encode_s, cancel)
 
         self._enter(Stage.SAMPLE, clock, listener)
         steps = request.num_inference_steps
@@ -199,7 +204,15 @@ class FakeGenerator:
             preview_ms=0.0,
             memory_plan="none",
             shape_warm=warm,
+            encoded_ahead_ms=script.encode_s * 1e3 if ahead else 0.0,
         )
+
+    def encode_ahead(self, request: GenerationRequest) -> bool:
+        """Pretend to encode the prompt of `request`, in one piece that takes no time."""
+        if not self.script.encodes_ahead or request.prompt in self._ahead or request.prompt in self._cache:
+            return False
+        self._ahead.add(request.prompt)
+        return True
 
     def cache_stats(self) -> CacheStats:
         """Hits and misses of the pretended prompt cache."""

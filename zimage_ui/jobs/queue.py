@@ -99,6 +99,12 @@ class JobQueue:
             self._leave(client)
             return job
 
+    def peek(self) -> Job | None:
+        """The job that `take` would answer now, left where it is; None when none waits."""
+        with self._changed:
+            lane = next(iter(self._lanes.values()), None)
+            return lane[0] if lane else None
+
     def stays_empty(self, for_s: float = 0.0) -> bool:
         """Whether no job waits and none comes within `for_s` seconds; False when the queue is closed."""
         with self._changed:

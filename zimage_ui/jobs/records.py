@@ -56,9 +56,8 @@ class JobRecord:
         stage, stage_started_at_s: the stage it is in, or was in when it failed or was cancelled (monotonic seconds).
         step, num_steps: sampling steps done, of how many.
         preview: of the unfinished picture; None unless it is being sampled or decoded.
-        nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan, shape_warm: see
-        nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan, precision: see
-            `events.Sampled`; None before it.
+        nfe, embedding_cache_hit, prompt_tokens, truncated_tokens, preview_ms, memory_plan, shape_warm, precision,
+            encoded_ahead_ms: see `events.Sampled`; None before it.
         pictures: those that can be shown, in the order of their seeds.
         timings: when all pictures are saved.
         error: why it failed.
@@ -86,6 +85,7 @@ class JobRecord:
     memory_plan: str | None = None
     shape_warm: bool | None = None
     precision: Precision | None = None
+    encoded_ahead_ms: float | None = None
     pictures: tuple[PictureRef, ...] = ()
     timings: Timings | None = None
     error: ZImageError | None = None
@@ -142,6 +142,7 @@ def _sampled(record: JobRecord, event: Sampled) -> dict[str, Any]:
         "memory_plan": event.memory_plan,
         "shape_warm": event.shape_warm,
         "precision": event.precision,
+        "encoded_ahead_ms": event.encoded_ahead_ms,
     }
 
 

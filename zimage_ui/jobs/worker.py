@@ -1,6 +1,7 @@
 """The one thread that owns the GPU: loads the model, warms it up, then takes jobs until the queue is closed.
 
 While no job waits it prepares further shapes, a short piece at a time; a job that comes waits for one at the most.
+While one does, its prompt is encoded beside the steps of the present job, where the generator gains by that.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Worker:
 
     def _make(self, job: Job) -> ZImageError | None:
         """Make one job's pictures and hand them over for saving; returns why that failed."""
-        listener = _JobListener(job.job_id, self._board.publish)
+        listener = _JobListener(job.job_id, self._board.publish, meanwhile=self._encode_next)
         try:
             with in_one_tree():
                 result = self._generator.generate(job.request, listener, job.cancel)
@@ -145,6 +146,12 @@ class Worker:
             self._board.publish(JobFailed(job_id=job.job_id, error=_without_frames(error)))
             return error
         return None
+
+    def _encode_next(self) -> None:
+        """A step is computed: use the wait for whoever comes next, as things stand now."""
+        waiting = self._queue.peek()
+        if waiting is not None:
+            self._generator.encode_ahead(waiting.request)
 
     def _hand_over(self, job: Job, result: GenerationResult, *, begun_at_s: float, made_at_s: float) -> None:
         model = self._generator.info
@@ -162,6 +169,7 @@ class Worker:
                 memory_plan=result.memory_plan,
                 shape_warm=result.shape_warm,
                 precision=result.precision,
+                encoded_ahead_ms=result.encoded_ahead_ms,
             )
         )
         self._board.publish(StageStarted(job_id=job.job_id, stage=Stage.SAVE, at_s=made_at_s))
@@ -177,11 +185,12 @@ class Worker:
 
 
 class _JobListener(GenerationListener):
-    """Publishes what the generator says about one job."""
+    """Publishes what the generator says about one job; `meanwhile` is called while another step is computed."""
 
-    def __init__(self, job_id: str, publish: Callable[[Event], None]) -> None:
+    def __init__(self, job_id: str, publish: Callable[[Event], None], meanwhile: Callable[[], None]) -> None:
         self._job_id = job_id
         self._publish = publish
+        self._meanwhile = meanwhile
         self.begun_at_s = 0.0
 
     def stage_started(self, stage: Stage) -> None:
@@ -191,6 +200,8 @@ class _JobListener(GenerationListener):
 
     def step_done(self, step: int, num_steps: int, preview: Preview | None) -> None:
         self._publish(StepDone(job_id=self._job_id, step=step, num_steps=num_steps, preview=preview))
+        if step < num_steps:
+            self._meanwhile()
 
 
 @contextmanager

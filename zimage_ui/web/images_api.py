@@ -237,6 +237,7 @@ def _answer(services: Services, record: JobRecord, model: ModelInfo, base_url: s
         "scheduler": request.scheduler.value,
         "timings_ms": record.timings.as_dict() if record.timings else None,
         "embedding_cache_hit": record.embedding_cache_hit,
+        "encoded_ahead_ms": record.encoded_ahead_ms,
         "prompt_tokens": record.prompt_tokens,
         "truncated_tokens": record.truncated_tokens,
         "memory_plan": record.memory_plan,

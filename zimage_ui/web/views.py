@@ -123,6 +123,7 @@ def job_view(record: JobRecord, model: ModelInfo | None, preview_url: str | None
         "preview": preview_url,
         "nfe": record.nfe,
         "embedding_cache_hit": record.embedding_cache_hit,
+        "encoded_ahead_ms": record.encoded_ahead_ms,
         "prompt_tokens": record.prompt_tokens,
         "truncated_tokens": record.truncated_tokens,
         "preview_ms": record.preview_ms,

@@ -127,7 +127,7 @@ def rotary_tables(tokens: int, frequencies: torch.Tensor) -> tuple[torch.Tensor,
 
 def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """The features of each token, (tokens, features), computed on `device` by the stock module."""
-    rows = _embedded(text_encoder, ids, device)
+    rows = embedded(text_encoder, ids, device)
     return text_encoder(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
 
@@ -165,7 +165,7 @@ class FastTextEncoder:
         """
         if not (self._is_supported and self._runs_layers and self._weights_are_here):
             return encode_tokens(self._text_encoder, ids, self._device)
-        rows = _embedded(self._text_encoder, ids, self._device)
+        rows = embedded(self._text_encoder, ids, self._device)
         if not self._recordings.can_record:
             return self._run(rows)
         features = attempt(
@@ -241,7 +241,7 @@ class FastTextEncoder:
         return self._weights
 
 
-def _embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
+def embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """A row of the token table for each of `ids`, on `device`.
 
     The table is read where it lies: it is the largest single weight, and a prompt needs a few rows of it.

@@ -44,7 +44,7 @@ function chips(facts, pictures) {
     facts.shape_warm === false && chip(t("fact.cold"), t("fact.cold.how")),
     facts.nfe > 0 && chip(t("fact.nfe", { n: count(facts.nfe) }), t("fact.nfe.how")),
     precisionChip(facts.precision),
-    cacheChip(facts.embedding_cache_hit),
+    cacheChip(facts),
     facts.preview_ms > 0 && chip(t("fact.previews", { time: ms(facts.preview_ms) }), t("fact.previews.how")),
     fileChip(picture),
   ];
@@ -70,8 +70,9 @@ function precisionChip(precision) {
   return chip(t(`precision.${precision ?? "exact"}`), t("fact.precision.how"));
 }
 
-function cacheChip(hit) {
+function cacheChip({ embedding_cache_hit: hit, encoded_ahead_ms: ahead }) {
   if (hit === null || hit === undefined) return null;
+  if (ahead > VISIBLE_MS) return chip(t("fact.ahead", { time: ms(ahead) }), t("fact.ahead.how"));
   return chip(t(hit ? "fact.cache.hit" : "fact.cache.miss"), t("fact.cache.how"));
 }
 
