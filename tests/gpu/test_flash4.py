@@ -13,7 +13,8 @@ from zimage_ui.generator.fast.graphs import CudaRecorder, RecordedFunction
 from zimage_ui.generator.fast.projections import PlainProjection
 from zimage_ui.generator.fast.shapes import DenoiserShape
 
-pytestmark = [pytest.mark.gpu, pytest.mark.model]
+# The compiler of both libraries warns of their own code.
+pytestmark = [pytest.mark.gpu, pytest.mark.model, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 # Two roundings of the same kind never err alike to the last digit.
 SAME = 1.05

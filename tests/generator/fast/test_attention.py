@@ -64,7 +64,7 @@ def test_a_backend_is_chosen_within_its_context_only():
 def stopwatch(monkeypatch):
     """Runs nothing; every run takes a millisecond less than the one before."""
     taken = iter(range(9, 0, -1))
-    monkeypatch.setattr(module, "median_ms", lambda run: float(next(taken)))
+    monkeypatch.setattr(module, "median_ms", lambda run, device: float(next(taken)))
 
 
 SHAPE = (1, 32, 2, 16)
@@ -79,7 +79,7 @@ def test_flash_attention_4_is_timed_where_it_is_installed(monkeypatch, stopwatch
 
 
 def test_flash_attention_4_is_left_out_when_it_fails_in_whatever_way(monkeypatch, caplog):
-    def fails(run):
+    def fails(run, device):
         if run.keywords:
             raise AssertionError("head_dim is not supported")
         return 1.0

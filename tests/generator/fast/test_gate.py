@@ -61,7 +61,7 @@ def test_where_the_library_is_missing_there_is_nothing_to_choose(feed_forward):
 def test_the_fastest_is_chosen_and_what_fails_is_left_out(feed_forward, kernel, monkeypatch, times_ms, chosen):
     taken = iter(times_ms)
 
-    def median_ms(run):
+    def median_ms(run, device):
         took = next(taken)
         if took is None:
             raise RuntimeError("no such tile")

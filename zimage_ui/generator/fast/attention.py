@@ -111,14 +111,15 @@ def backend_times_ms(
 
 
 def _time_ms(backend: AttentionBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float | None:
-    if backend is AttentionBackend.FLASH4:
-        run = partial(attention, query, key, value, by_flash_attention_4=True)
-        return attempt(partial(median_ms, run), "FlashAttention 4 is left out")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of every reason why a kernel is not for this shape
+    with warnings.catch_warnings():
+        # torch warns of every reason why a kernel is not for this shape, FlashAttention 4's compiler of its own code
+        warnings.simplefilter("ignore")
+        if backend is AttentionBackend.FLASH4:
+            run = partial(attention, query, key, value, by_flash_attention_4=True)
+            return attempt(partial(median_ms, run, query.device), "FlashAttention 4 is left out")
+        try:
             with attention_by(backend):
-                return median_ms(partial(attention, query, key, value))
-    except RuntimeError as error:
-        _log.debug("attention by %s: %s", backend, error)
-        return None
+                return median_ms(partial(attention, query, key, value), query.device)
+        except RuntimeError as error:
+            _log.debug("attention by %s: %s", backend, error)
+            return None

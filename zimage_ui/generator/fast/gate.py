@@ -55,12 +55,13 @@ def gate_times_ms(gate_up: Projection, tokens: int) -> dict[str | None, float]:
     """The time of the plain way, compiled (None), and of each tile of quack's kernel, in ms; empty without a choice."""
     if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight.dtype, gate_up.weight.device):
         return {}
-    values = torch.randn(1, tokens, gate_up.weight.shape[1], dtype=gate_up.weight.dtype, device=gate_up.weight.device)
+    device = gate_up.weight.device
+    values = torch.randn(1, tokens, gate_up.weight.shape[1], dtype=gate_up.weight.dtype, device=device)
     plain = torch.compile(gated, fullgraph=True)
-    times_ms: dict[str | None, float] = {None: median_ms(partial(plain, gate_up, values))}
+    times_ms: dict[str | None, float] = {None: median_ms(partial(plain, gate_up, values), device)}
     for tile in GATE_TILES:
         run = partial(gated, gate_up, values, tile)
-        taken = attempt(partial(median_ms, run), f"quack's gated product by {tile} is left out")
+        taken = attempt(partial(median_ms, run, device), f"quack's gated product by {tile} is left out")
         if taken is not None:
             times_ms[tile] = taken
     return times_ms

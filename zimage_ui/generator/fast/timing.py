@@ -8,18 +8,24 @@ from collections.abc import Callable
 
 import torch
 
-_WARM_RUNS = 3
-_TIMED_RUNS = 10
+from zimage_ui.generator.fast.graphs import CudaRecorder
+
+_WARM_REPLAYS = 3
+_TIMED_REPLAYS = 10
 
 
-def median_ms(run: Callable[[], object]) -> float:
-    """The milliseconds of one `run` on the current stream, median of 10 after 3 that do not count."""
-    for _ in range(_WARM_RUNS):
-        run()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED_RUNS + 1)]
+def median_ms(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """The milliseconds of one `run` on a CUDA `device`, median of 10.
+
+    As a graph, as it will be run: some libraries need longer to launch a kernel than the kernel itself takes.
+    """
+    replay, _ = CudaRecorder(device).record(run)
+    for _ in range(_WARM_REPLAYS):
+        replay()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED_REPLAYS + 1)]
     marks[0].record()
     for mark in marks[1:]:
-        run()
+        replay()
         mark.record()
     marks[-1].synchronize()
     return statistics.median(begun.elapsed_time(ended) for begun, ended in itertools.pairwise(marks))
