@@ -24,6 +24,8 @@ pytestmark = pytest.mark.model
 torch = pytest.importorskip("torch")
 
 from zimage_ui.generator import loading, sources  # noqa: E402
+from zimage_ui.generator.fast import projections  # noqa: E402
+from zimage_ui.generator.fast import text_encoder as fast_text_encoder  # noqa: E402
 from zimage_ui.generator.fast.streaming import streamed_names  # noqa: E402
 from zimage_ui.generator.loading import load_components  # noqa: E402
 
@@ -111,6 +113,16 @@ def test_on_the_cpu_the_vae_is_laid_out_channels_last_and_decodes_the_same(tiny_
     latents = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(3))
     decoded, expected = (vae.decode(latents, return_dict=False)[0] for vae in (components.vae, stock.vae))
     assert torch.allclose(decoded, expected, rtol=0, atol=1e-4)
+
+
+def test_what_is_one_product_is_loaded_as_one_matrix(tiny_folder: Path):
+    components, _ = load(tiny_folder)
+    model = components.transformer
+    blocks = [(block, projections.FUSED) for block in (*model.layers, *model.noise_refiner, *model.context_refiner)]
+    blocks += [(layer, fast_text_encoder.FUSED) for layer in components.text_encoder.layers]
+    for block, groups in blocks:
+        before = [block.get_parameter(group[0]).data_ptr() for group in groups]
+        assert [whole.data_ptr() for whole in projections.fused(block, groups)] == before
 
 
 def test_components_are_ready_for_inference(tiny_folder: Path):
@@ -259,7 +271,7 @@ def test_a_folder_that_is_not_there_is_not_found(tmp_path: Path):
     ],
 )
 def test_foreign_errors_become_ours(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, ours: type):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(loading, "fill", fail)
@@ -296,10 +308,10 @@ def test_running_out_of_memory_while_loading_leads_to_the_next_smaller_plan(
     pretended_gpu()
     fill, failures = loading.fill, [torch.OutOfMemoryError("CUDA out of memory")]
 
-    def fail_once(*arguments: Any) -> None:
+    def fail_once(*arguments: Any, **named: Any) -> None:
         if failures:
             raise failures.pop()
-        fill(*arguments)
+        fill(*arguments, **named)
 
     monkeypatch.setattr(loading, "fill", fail_once)
     heard: list[WarmupProgress] = []
@@ -324,9 +336,9 @@ def test_streamed_layers_never_see_the_device(five_layers: Path, pretended_gpu: 
     monkeypatch.setattr(loading, "choose_plan", lambda device, need: choice)
     fill, on_host = loading.fill, {}
 
-    def watched(module: Any, part: Any, *arguments: Any) -> None:
+    def watched(module: Any, part: Any, *arguments: Any, **named: Any) -> None:
         on_host[part.name] = set(arguments[-1])
-        fill(module, part, *arguments)
+        fill(module, part, *arguments, **named)
 
     monkeypatch.setattr(loading, "fill", watched)
     components, info = load(five_layers)
@@ -343,10 +355,10 @@ def test_what_does_not_fit_with_some_layers_streamed_is_loaded_with_all_of_them(
     monkeypatch.setattr(loading, "choose_plan", lambda device, need: choice)
     fill, failures = loading.fill, [torch.OutOfMemoryError("CUDA out of memory")]
 
-    def fail_once(*arguments: Any) -> None:
+    def fail_once(*arguments: Any, **named: Any) -> None:
         if failures:
             raise failures.pop()
-        fill(*arguments)
+        fill(*arguments, **named)
 
     monkeypatch.setattr(loading, "fill", fail_once)
     components, info = load(five_layers)

@@ -10,7 +10,8 @@ import torch
 
 from zimage_ui.generator.components import Components
 from zimage_ui.generator.encoding import without_last_layer
-from zimage_ui.generator.fast.text_encoder import encode_tokens
+from zimage_ui.generator.fast.projections import fused
+from zimage_ui.generator.fast.text_encoder import FUSED, encode_tokens
 from zimage_ui.generator.residence import TextEncoderResidence, VisitingLayers
 
 pytestmark = pytest.mark.model
@@ -118,6 +119,16 @@ def test_away_from_a_gpu_each_layer_is_one_locked_piece_of_host_memory(text_enco
         assert torch.equal(encode_tokens(text_encoder, IDS, CPU), expected)
     assert residence._visits is not None
     residence._visits.end()
+
+
+def test_matrices_of_one_product_lie_below_each_other_wherever_a_layer_goes(text_encoder, driver):
+    text_encoder = deepcopy(text_encoder)
+    residence = TextEncoderResidence(text_encoder, CPU)
+    residence._leave()
+    residence._come()
+    for layer in text_encoder.layers:
+        before = [layer.get_parameter(group[0]).data_ptr() for group in FUSED]
+        assert [whole.data_ptr() for whole in fused(layer, FUSED)] == before
 
 
 def test_a_host_that_is_nearly_full_locks_nothing(text_encoder, driver, monkeypatch):

@@ -135,7 +135,7 @@ def test_what_belongs_on_the_host_never_sees_the_device(folder: Path, monkeypatc
     on_host = {"decoder.conv_in.weight", "decoder.conv_out.weight"}
     read: list[tuple[set[str], torch.device]] = []
 
-    def watched(files: Any, wanted: Any, device: "torch.device") -> Any:
+    def watched(files: Any, wanted: Any, device: "torch.device", _placing: Any) -> Any:
         read.append((set(wanted), device))
         return read_tensors(files, wanted, CPU)
 
@@ -144,6 +144,44 @@ def test_what_belongs_on_the_host_never_sees_the_device(folder: Path, monkeypatc
     fill(module, part, torch.device("cuda"), torch.float32, ignore, on_host)
     names = set(module.state_dict())
     assert read == [(names - on_host, torch.device("cuda")), (on_host, CPU)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_matrices_that_belong_together_are_read_below_each_other(
+    folder: Path, dtype: "torch.dtype", monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reader, "_BLOCK_BYTES", 1000)  # so that they arrive in pieces
+    part = open_model_folder(folder).vae
+    apart, module = empty_vae(part), empty_vae(part)
+    fill(apart, part, CPU, dtype, ignore)
+    attention = "decoder.mid_block.attentions.0"
+    group = [f"{attention}.to_{letter}.weight" for letter in "vqk"]
+    fill(module, part, CPU, dtype, ignore, on_host=group[:1], together=[group])
+    for (name, value), expected in zip(module.named_parameters(), apart.parameters(), strict=True):
+        assert torch.equal(value, expected), name
+        assert value.dtype is dtype
+        assert not value.requires_grad
+    first, *others = (module.get_parameter(name) for name in group)
+    assert first.untyped_storage().nbytes() == 3 * first.nbytes
+    assert [other.data_ptr() - first.data_ptr() for other in others] == [first.nbytes, 2 * first.nbytes]
+
+
+def test_what_is_read_below_each_other_and_needs_no_cast_has_no_memory_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    part = open_model_folder(folder).vae
+    group = [f"decoder.mid_block.attentions.0.to_{letter}.weight" for letter in "qkv"]
+    placed: dict[str, int] = {}
+
+    def watched(*arguments: Any) -> Any:
+        for weight, key, tensor in read_tensors(*arguments):
+            placed[key] = tensor.data_ptr()
+            yield weight, key, tensor
+
+    monkeypatch.setattr(weights, "read_tensors", watched)
+    module = empty_vae(part)
+    fill(module, part, CPU, torch.float32, ignore, together=[group])
+    assert {name: placed[name] for name in group} == {name: module.get_parameter(name).data_ptr() for name in group}
 
 
 def test_reading_is_reported_by_bytes(folder: Path):

@@ -1,6 +1,7 @@
 """Streamed layers and page-locked memory on a real NVIDIA GPU."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from zimage_ui.generator.components import MemoryPlan
 from zimage_ui.generator.engine import Engine
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder
 from zimage_ui.generator.loading import load_components
 from zimage_ui.generator.page_locked import HostBuffer
 from zimage_ui.generator.placement import read_device
+from zimage_ui.generator.residence import TextEncoderResidence
 from zimage_ui.request import GenerationRequest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.model]
@@ -93,6 +96,30 @@ def test_weights_can_be_on_the_host_from_the_start():
             parameter.data = parameter.data.to(CUDA)
     fast = FastTransformer(model, CUDA, torch.bfloat16, streamed_layers=4)
     assert torch.equal(velocities(fast), expected)
+
+
+def test_laying_out_what_was_loaded_copies_no_matrix(folder: Path):
+    """Neither at first nor when the text encoder has been away: the matrices of one product come below each other."""
+    components, _ = load_components(str(folder), progress=lambda _: None)
+    text_encoder, transformer = components.text_encoder, components.transformer
+    residence = TextEncoderResidence(text_encoder, CUDA)
+
+    def copied_bytes(lay_out: Callable[[], object]) -> int:
+        torch.cuda.reset_peak_memory_stats(CUDA)
+        before = torch.cuda.memory_allocated(CUDA)
+        lay_out()
+        return torch.cuda.max_memory_allocated(CUDA) - before
+
+    matrix_bytes = min(
+        transformer.layers[0].attention.to_q.weight.nbytes, text_encoder.layers[0].mlp.up_proj.weight.nbytes
+    )
+    assert copied_bytes(lambda: FastTransformer(transformer, CUDA, components.dtype)) < matrix_bytes
+    for resident in (True, False, True):
+        residence.settle(resident=resident)
+        encoder = FastTextEncoder(text_encoder, CUDA)
+        if resident:
+            assert copied_bytes(encoder._laid_out) < matrix_bytes
+        del encoder
 
 
 def test_memory_is_page_locked_and_let_go():

@@ -25,6 +25,8 @@ from zimage_ui import __version__
 from zimage_ui.errors import ModelDamagedError
 from zimage_ui.generator.base import ModelInfo, ProgressListener, WarmupPhase, WarmupProgress
 from zimage_ui.generator.components import Components
+from zimage_ui.generator.fast import projections
+from zimage_ui.generator.fast import text_encoder as fast_text_encoder
 from zimage_ui.generator.fast.streaming import streamed_names
 from zimage_ui.generator.fingerprint import model_fingerprint, text_encoder_fingerprint
 from zimage_ui.generator.layout import ModelFolder, WeightedPart, is_qwen_tokenizer, open_model_folder
@@ -188,6 +190,10 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     text_encoder = make_empty(lambda: Qwen3Model(_text_encoder_config(files.text_encoder, dtype)))
     layers: int = files.transformer.config["n_layers"]
     on_host = {"transformer": streamed_names(choices.plan.streamed_layers, layers)}
+    together = {
+        "transformer": projections.fused_names(transformer, projections.FUSED),
+        "text_encoder": projections.fused_names(text_encoder, fast_text_encoder.FUSED),
+    }
     places = {
         "transformer": (transformer, device),
         "vae": (vae, device),
@@ -198,7 +204,8 @@ def _load(files: ModelFolder, choices: _Choices, way: _Way) -> Components:
     count = _Count(files, way)
     for part in files.parts:
         module, place = places[part.name]
-        fill(module, part, place, dtype, count.loaded, on_host.get(part.name, ()))
+        names = together.get(part.name, ())
+        fill(module, part, place, dtype, count.loaded, on_host.get(part.name, ()), together=names)
     if not choices.device.is_gpu:
         # oneDNN's own order: decoding takes 10 to 20 % less time on a CPU (and, without a compiler, more on a GPU)
         vae.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Container, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from zimage_ui.errors import ModelDamagedError
-from zimage_ui.generator.weight_files import FETCH_AGAIN, WeightFile
+from zimage_ui.generator.weight_files import FETCH_AGAIN, StoredTensor, WeightFile
 
 FLOAT_DTYPES = {
     "F64": torch.float64,
@@ -28,6 +28,10 @@ FLOAT_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+
+# For a tensor's name in its file and what is known of it there: memory on the device to read it into, as bytes; None
+# where it gets memory of its own.
+Placing = Callable[[str, StoredTensor], torch.Tensor | None]
 
 _THREADS = 8
 _RING_BLOCKS = 12
@@ -82,12 +86,16 @@ class _Block:
             self._sent.record()
 
 
+def _nowhere(_key: str, _stored: StoredTensor) -> torch.Tensor | None:
+    return None
+
+
 def read_tensors(
-    weights: Iterable[WeightFile], wanted: Container[str], device: torch.device
+    weights: Iterable[WeightFile], wanted: Container[str], device: torch.device, placing: Placing = _nowhere
 ) -> Generator[tuple[WeightFile, str, torch.Tensor], None, None]:
     """The `wanted` tensors in the order in which they lie in `weights`, on `device`, in the dtype they are stored in.
 
-    Close it when it is left early: that ends its threads.
+    Each has memory of its own, or that which `placing` answers. Close it when it is left early: that ends its threads.
 
     Raises:
         ModelDamagedError: a file ends too early.
@@ -97,7 +105,7 @@ def read_tensors(
     free: deque[_Block] = deque()
     under_way: deque[tuple[_Piece, _Block, Future[None]]] = deque()
     with ExitStack() as stack:
-        pieces = _pieces(weights, wanted, device, stack)
+        pieces = _pieces(weights, wanted, device, placing, stack)
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weights")
         stack.callback(pool.shutdown, cancel_futures=True)  # before the files are closed
         while True:
@@ -116,14 +124,16 @@ def read_tensors(
 
 
 def _pieces(
-    weights: Iterable[WeightFile], wanted: Container[str], device: torch.device, stack: ExitStack
+    weights: Iterable[WeightFile], wanted: Container[str], device: torch.device, placing: Placing, stack: ExitStack
 ) -> Iterator[_Piece]:
     for weight in weights:
         file = stack.enter_context(weight.path.open("rb", buffering=0))
         for key, stored in weight.tensors.items():
             if key not in wanted:
                 continue
-            tensor = torch.empty(stored.size_bytes, dtype=torch.uint8, device=device)
+            tensor = placing(key, stored)
+            if tensor is None:
+                tensor = torch.empty(stored.size_bytes, dtype=torch.uint8, device=device)
             places = tensor.split(_BLOCK_BYTES)
             for number, place in enumerate(places, 1):
                 offset = stored.begin + (number - 1) * _BLOCK_BYTES

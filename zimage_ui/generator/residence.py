@@ -9,7 +9,6 @@ prompt; a cached prompt costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import psutil
@@ -88,36 +87,53 @@ class TextEncoderResidence:
                 self._visits.end()
                 self._visits = None
             if resident:
-                self._text_encoder.to(self._device)
-                self._homes.clear()
+                self._come()
             else:
                 self._leave()
         self._is_resident = resident
 
-    def _leave(self) -> None:
+    @property
+    def _layers(self) -> nn.ModuleList:
         layers = self._text_encoder.get_submodule("layers")
         assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def _come(self) -> None:
+        for layer in self._layers:
+            if next(layer.parameters()).device.type != self._device.type:
+                size_bytes = _size_bytes(layer)
+                _gather(layer, torch.empty(size_bytes, dtype=torch.uint8, device=self._device))
+        self._text_encoder.to(self._device)
+        self._homes.clear()
+
+    def _leave(self) -> None:
         homes: list[HostBuffer] = []
-        for layer in layers:
+        for layer in self._layers:
             locked = psutil.virtual_memory().available > _LEFT_TO_HOST_BYTES
-            homes.append(_moved_home(layer, locked=locked))
+            homes.append(HostBuffer(_size_bytes(layer), locked=locked))
+            _gather(layer, homes[-1].bytes)
         self._homes = homes
         # The table of tokens does not visit: its rows are looked up where it is.
         for parameter in self._text_encoder.parameters():
             parameter.data = parameter.data.cpu()
         # Buffers stay: the only ones are the rotary frequencies, and the model brings those along by itself.
-        self._visits = VisitingLayers(layers, lambda weight: weight.to(self._device, non_blocking=True))
+        self._visits = VisitingLayers(self._layers, lambda weight: weight.to(self._device, non_blocking=True))
 
 
-def _moved_home(layer: nn.Module, *, locked: bool) -> HostBuffer:
-    """All parameters of `layer` in one buffer of host memory, of which they are views from now on."""
-    parameters = list(layer.parameters())
-    places = list(accumulate((_aligned(parameter.nbytes) for parameter in parameters), initial=0))
-    home = HostBuffer(places[-1], locked=locked)
-    for parameter, begin in zip(parameters, places[:-1], strict=True):
-        view = home.bytes[begin : begin + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+def _size_bytes(layer: nn.Module) -> int:
+    return sum(_aligned(parameter.nbytes) for parameter in layer.parameters())
+
+
+def _gather(layer: nn.Module, memory: torch.Tensor) -> None:
+    """Move the parameters of `layer` into `memory` (`_size_bytes`,), of which they are views from now on.
+
+    In their own order: so matrices that are one product's lie below each other, and `projections.fused` finds them.
+    """
+    begin = 0
+    for parameter in layer.parameters():
+        view = memory[begin : begin + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
         parameter.data = view.copy_(parameter.data)
-    return home
+        begin += _aligned(parameter.nbytes)
 
 
 def _aligned(size_bytes: int) -> int:

@@ -6,8 +6,9 @@ So a model never stands in memory twice, nor as a whole in the dtype that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -45,6 +46,7 @@ def fill(
     dtype: torch.dtype,
     on_loaded: LoadListener,
     on_host: Container[str] = (),
+    together: Iterable[Sequence[str]] = (),
 ) -> None:
     """Give an empty `module` the weights of `part`, in `dtype`, ready for inference.
 
@@ -55,6 +57,8 @@ def fill(
         dtype: what they become.
         on_loaded: hears of each.
         on_host: the module's names of those that go to host memory instead.
+        together: groups of its names of matrices that are to lie below each other in one piece of memory, in that
+            order; all of a group on the device, or all on the host.
 
     Raises:
         ModelDamagedError: the weights are not exactly those that the module needs, or a file ends too early.
@@ -63,14 +67,51 @@ def fill(
     """
     names = match(module, part)
     away = {key for key, name in names.items() if name in on_host}
+    wholes = _Wholes(module, names, together, dtype)
     for wanted, place in ((names.keys() - away, device), (away, torch.device("cpu"))):
-        with closing(read_tensors(part.weights, wanted, place)) as tensors:
+        with closing(read_tensors(part.weights, wanted, place, partial(wholes.room, place))) as tensors:
             for weight, key, tensor in tensors:
-                _put(module, names[key], tensor.to(dtype))
+                _put(module, names[key], wholes.placed(key, tensor))
                 on_loaded(weight, tensor.nbytes)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(device)
     module.requires_grad_(False).eval()
+
+
+class _Wholes:
+    """Memory for matrices that are to lie below each other, allocated for a group when the first of it is read."""
+
+    def __init__(
+        self, module: nn.Module, names: Mapping[str, str], groups: Iterable[Sequence[str]], dtype: torch.dtype
+    ) -> None:
+        self._module = module
+        self._names = names
+        self._groups = {name: group for group in groups for name in group}
+        self._dtype = dtype
+        self._parts: dict[str, torch.Tensor] = {}
+
+    def room(self, device: torch.device, key: str, stored: StoredTensor) -> torch.Tensor | None:
+        """For `read_tensors`: a matrix that needs no cast is read straight to where it stays."""
+        name = self._names[key]
+        if name not in self._groups:
+            return None
+        if name not in self._parts:
+            self._allocate(self._groups[name], device)
+        fits = FLOAT_DTYPES[stored.dtype] == self._dtype
+        return self._parts[name].flatten().view(torch.uint8) if fits else None
+
+    def placed(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What was read, cast and in its place."""
+        part = self._parts.get(self._names[key])
+        if part is None:
+            return tensor.to(self._dtype)
+        return part if part.data_ptr() == tensor.data_ptr() else part.copy_(tensor)
+
+    def _allocate(self, group: Sequence[str], device: torch.device) -> None:
+        shapes = [self._module.get_parameter(name).shape for name in group]
+        rows, (columns,) = [shape[0] for shape in shapes], {shape[1] for shape in shapes}
+        whole = torch.empty(sum(rows), columns, dtype=self._dtype, device=device)
+        self._parts.update(zip(group, whole.split(rows), strict=True))
 
 
 def match(module: nn.Module, part: WeightedPart) -> dict[str, str]:

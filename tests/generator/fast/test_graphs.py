@@ -1,10 +1,14 @@
-"""Recorded functions, with a recorder that replays by running again; and keeping what was used last."""
+"""Recorded functions, with a recorder that replays by running again; and those that a part of a model keeps."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
-from zimage_ui.generator.fast.graphs import RecentlyUsed, RecordedFunction, SharedRecorder, recorders_for
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, SharedRecorder, recorders_for
 
 pytestmark = pytest.mark.model
 
@@ -47,29 +51,91 @@ def test_a_missing_argument_is_refused(doubled):
         doubled(torch.ones(3))
 
 
-class TestRecentlyUsed:
-    def test_keeps_what_was_used_last(self):
-        kept: RecentlyUsed[str, int] = RecentlyUsed(2)
-        kept.put("a", 1)
-        kept.put("b", 2)
-        assert kept.get("a") == 1
-        kept.put("c", 3)
-        assert ("a" in kept, "b" in kept, "c" in kept) == (True, False, True)
-        assert kept.get("b") is None
-        assert len(kept) == 2
+class TestRecordings:
+    @pytest.fixture
+    def made(self) -> list[ReplayingRecorder]:
+        """All recorders, in the order in which they were asked for."""
+        return []
 
-    def test_looking_whether_it_is_there_is_no_use(self):
-        kept: RecentlyUsed[str, int] = RecentlyUsed(1)
-        kept.put("a", 1)
-        assert "a" in kept
-        kept.put("a", 2)
-        assert kept.get("a") == 2
+    @pytest.fixture
+    def recordings(self, made) -> Recordings[int]:
+        def make() -> ReplayingRecorder:
+            made.append(ReplayingRecorder())
+            return made[-1]
 
-    def test_can_be_cleared(self):
-        kept: RecentlyUsed[str, int] = RecentlyUsed(2)
-        kept.put("a", 1)
-        kept.clear()
-        assert len(kept) == 0
+        return Recordings(2, make)
+
+    @staticmethod
+    def tripled(size: int, recorder: Recorder) -> Callable[..., torch.Tensor]:
+        return RecordedFunction(lambda a: 3 * a, (torch.zeros(size),), recorder)
+
+    @staticmethod
+    def broken(recorder: Recorder) -> Callable[..., torch.Tensor]:
+        raise RuntimeError("no compiler here")
+
+    def prepared(self, recordings: Recordings[int], size: int) -> bool:
+        return recordings.prepare(size, partial(self.tripled, size), f"tripling {size}")
+
+    def test_what_is_prepared_runs_and_costs_nothing_again(self, recordings, made, caplog):
+        assert recordings.get(4) is None
+        with caplog.at_level(logging.INFO, "zimage_ui"):
+            assert self.prepared(recordings, 4)
+            assert self.prepared(recordings, 4)
+        assert caplog.text.count("tripling 4 is prepared in") == 1
+        assert [recorder.recorded for recorder in made] == [1]
+        assert (4 in recordings, 5 in recordings) == (True, False)
+        run = recordings.get(4)
+        assert run is not None
+        assert torch.equal(run(torch.ones(4)), torch.full((4,), 3.0))
+
+    def test_those_used_last_are_kept(self, recordings):
+        for size in (1, 2):
+            assert self.prepared(recordings, size)
+        assert recordings.get(1) is not None
+        assert self.prepared(recordings, 3)
+        assert [size in recordings for size in (1, 2, 3)] == [True, False, True]
+
+    def test_a_failure_is_logged_once_and_costs_the_recorder_but_not_what_is_ready(self, recordings, made, caplog):
+        assert self.prepared(recordings, 1)
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            assert not recordings.prepare(2, self.broken, "something")
+        assert caplog.text.count("something could not be prepared: RuntimeError: no compiler here") == 1
+        assert (1 in recordings, 2 in recordings) == (True, False)
+        assert self.prepared(recordings, 2)
+        assert [recorder.recorded for recorder in made] == [1, 1]
+
+    def test_released_they_begin_anew_with_another_recorder(self, recordings, made):
+        assert not recordings.release()
+        assert self.prepared(recordings, 1)
+        assert recordings.release()
+        assert 1 not in recordings
+        assert self.prepared(recordings, 1)
+        assert [recorder.recorded for recorder in made] == [0, 1, 1]
+
+    def test_what_is_ready_without_a_recording_holds_no_memory(self, recordings, made):
+        assert recordings.prepare(1, lambda recorder: torch.neg, "negating")
+        assert not recordings.release()
+        assert 1 not in recordings
+
+    def test_those_of_several_parts_share_a_recorder_through_failures(self, made):
+        def make() -> ReplayingRecorder:
+            made.append(ReplayingRecorder())
+            return made[-1]
+
+        shared = SharedRecorder(make)
+        first, second = Recordings[int](2, shared.renewed), Recordings[int](2, shared.renewed)
+        assert not first.prepare(1, self.broken, "something")
+        before = len(made)
+        assert self.prepared(first, 1)
+        assert self.prepared(second, 1)
+        assert (len(made), made[-1].recorded) == (before, 2)
+
+    def test_without_a_recorder_nothing_is_ever_prepared(self):
+        recordings: Recordings[int] = Recordings(2, None)
+        assert not recordings.can_record
+        assert not self.prepared(recordings, 1)
+        assert not recordings.release()
+        assert 1 not in recordings
 
 
 def test_parts_that_share_a_recorder_get_its_successor_together():

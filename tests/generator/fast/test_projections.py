@@ -6,10 +6,12 @@ from torch import nn
 
 from tests.generator.fast.conftest import random_transformer
 from zimage_ui.generator.fast.projections import (
+    FUSED,
     PackedProjection,
     PlainProjection,
     block_projections,
-    fuse,
+    fused,
+    fused_names,
     packed,
     packing_pays,
 )
@@ -42,7 +44,7 @@ def test_the_stock_layers_become_views_and_keep_their_values(block, noise):
     layers = (block.attention.to_q, block.attention.to_k, block.attention.to_v)
     values = noise(3, 96)
     before = [layer(values) for layer in layers]
-    whole = fuse(layers)
+    whole, _ = fused(block, FUSED)
     storages = {layer.weight.untyped_storage().data_ptr() for layer in layers}
     assert storages == {whole.untyped_storage().data_ptr()}
     assert whole.untyped_storage().nbytes() == sum(layer.weight.nbytes for layer in layers)
@@ -52,17 +54,26 @@ def test_the_stock_layers_become_views_and_keep_their_values(block, noise):
 
 
 def test_what_was_fused_is_found_again(block):
-    layers = (block.feed_forward.w1, block.feed_forward.w3)
-    first, second = fuse(layers), fuse(layers)
-    assert second.data_ptr() == first.data_ptr()
-    assert torch.equal(second, first)
+    for first, second in zip(fused(block, FUSED), fused(block, FUSED), strict=True):
+        assert second.data_ptr() == first.data_ptr()
+        assert torch.equal(second, first)
+        assert not second._is_view()
 
 
 def test_layers_that_share_storage_in_another_order_are_not_taken_for_fused(block):
-    first, second = block.feed_forward.w1, block.feed_forward.w3
-    fuse((first, second))
-    expected = torch.cat((second.weight, first.weight))
-    assert torch.equal(fuse((second, first)), expected)
+    _, gate_up = FUSED
+    fused(block, [gate_up])
+    expected = torch.cat((block.feed_forward.w3.weight, block.feed_forward.w1.weight))
+    (found,) = fused(block, [gate_up[::-1]])
+    assert torch.equal(found, expected)
+
+
+def test_names_of_all_that_is_fused_are_told_for_a_whole_model():
+    with torch.device("meta"):
+        model = random_transformer(n_layers=2, n_refiner_layers=1)
+    names = fused_names(model, FUSED)
+    blocks = ("noise_refiner.0", "context_refiner.0", "layers.0", "layers.1")
+    assert sorted(names) == sorted(tuple(f"{block}.{name}" for name in group) for block in blocks for group in FUSED)
 
 
 def test_packing_is_for_small_models_on_a_cpu_in_fp32(block, monkeypatch):

@@ -1,15 +1,13 @@
 """The transformer, laid out for speed once, and the denoisers that it makes for requests.
 
-What depends on the model alone is done when it is made (fused weights), what depends on the picture's size at the first
-request of that size (rotary tables, compiled functions, graphs), what depends on the request at its start (captions,
-modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same functions,
-uncompiled; and so is one whose preparation failed.
+What depends on the model alone is done when it is made (fused weights), what depends on the picture's size when that is
+prepared (compiled functions, graphs) or first asked for (rotary tables), what depends on the request at its start
+(captions, modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same
+functions, uncompiled; and so is one whose preparation failed.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import fastest_backend
+from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
-from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
+from zimage_ui.generator.fast.recently_used import RecentlyUsed
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
@@ -30,8 +29,6 @@ from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
-
-_log = logging.getLogger(__name__)
 
 # Latents, rows of this step's modulation and captions to the velocity; see StepNetwork.velocity.
 StepPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,6 +46,9 @@ class FastTransformer:
 
     The stock module goes on working, its weights become views of the fused ones; but for the lossy precisions, which
     take its matrices away block by block.
+
+    Attributes:
+        network: the weights as a pass reads them.
     """
 
     def __init__(
@@ -87,12 +87,8 @@ class FastTransformer:
             self.network = StepNetwork(transformer, device, transfer, precision)
             self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
-        if make_recorder is None and device.type == "cuda":
-            make_recorder = partial(CudaRecorder, device)
-        self._make_recorder = make_recorder
-        self._recorder = make_recorder() if make_recorder else None
         self._ways = (_compiled, lambda: EAGER) if ways is None else tuple(ways)
-        self._passes: RecentlyUsed[DenoiserShape, StepPass] = RecentlyUsed(_KEPT_PASSES)
+        self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder or recorders_for(device))
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
 
     @torch.inference_mode()
@@ -128,17 +124,9 @@ class FastTransformer:
         Returns:
             Whether it is prepared.
         """
-        if self._recorder is None or shape in self._passes:
-            return self._recorder is not None
-        for way in self._ways:
-            begun = time.perf_counter()
-            recorded = attempt(partial(self._record, shape, way, self._recorder), f"{shape} could not be prepared")
-            if recorded is not None:
-                self._passes.put(shape, recorded)
-                _log.info("%s is prepared in %.1f s", shape, time.perf_counter() - begun)
-                return True
-            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
-        return False
+        return any(
+            self._passes.prepare(shape, partial(self._record, shape, way), f"denoising {shape}") for way in self._ways
+        )
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""
@@ -150,11 +138,8 @@ class FastTransformer:
         Returns:
             Whether anything was recorded, so that there is more memory now.
         """
-        held_memory = len(self._passes) > 0 and not self.network.layers.streamed
-        self._passes.clear()
         self._rotaries.clear()
-        self._renew_recorder()  # with a pool that holds nothing
-        return held_memory
+        return self._passes.release()
 
     def stream(self, layers: int) -> None:
         """Let so many of the main layers live on the host; what was prepared is dropped if that moves any.
@@ -165,10 +150,6 @@ class FastTransformer:
         if not self.network.layers.is_settled(layers):
             self.release()  # first: graphs hold on to memory, and read the weights where they were
             self.network.layers.settle(layers)
-
-    def _renew_recorder(self) -> None:
-        if self._make_recorder:
-            self._recorder = self._make_recorder()
 
     def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
@@ -233,6 +214,4 @@ def caption_length(prompt_embeds: torch.Tensor) -> int:
 
 @cache
 def _compiled() -> StepFunctions:
-    from zimage_ui.generator.fast.compiled_step import compiled_functions  # the compiler takes a second to import
-
     return compiled_functions()

@@ -1,20 +1,25 @@
 """Work recorded once as a CUDA graph and replayed: a thousand launches for the price of one.
 
 A graph replays the same kernels on the same addresses. So what changes is copied into static inputs before, and what
-comes out is copied away after; both are small here.
+comes out is copied away after; both are small here. Each part of a model keeps those of the sizes in use.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import logging
+import time
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.recently_used import RecentlyUsed
+
+_log = logging.getLogger(__name__)
+
 _Key = TypeVar("_Key", bound=Hashable)
-_Kept = TypeVar("_Kept")
 
 # The first run compiles, loads kernels and lets libraries choose; the second allocates as all later ones will.
 _RUNS_BEFORE_RECORDING = 2
@@ -63,8 +68,7 @@ class CudaRecorder:
 class SharedRecorder:
     """One recorder for several parts of a model that work one after the other, so that they share its memory, too.
 
-    Whoever gives up what it recorded asks for a new one, and gets this object with another recorder inside: a pool that
-    a failed recording wrote to, or whose last graph is gone, takes no more. Graphs that are kept keep their pool.
+    Whoever asks for a new one gets this object with another recorder inside. Graphs that are kept keep their pool.
     """
 
     def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
@@ -112,33 +116,69 @@ class RecordedFunction:
         return self._answer.clone()
 
 
-class RecentlyUsed(Generic[_Key, _Kept]):
-    """A bounded number of things, those that were used last."""
+class Recordings(Generic[_Key]):
+    """What one part of a model has ready for the sizes in use, by a key for each; and what records it.
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+    A part prepares a size by a function of a recorder, which answers what then runs that size: a `RecordedFunction`,
+    or any other that keeps no memory.
+    """
+
+    def __init__(self, capacity: int, make_recorder: Callable[[], Recorder] | None) -> None:
+        """Nothing is ready yet.
+
+        Args:
+            capacity: how many are kept, those that were used last.
+            make_recorder: makes what records; None is where nothing is ever prepared.
+        """
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder() if make_recorder else None
+        self._kept: RecentlyUsed[_Key, Callable[..., torch.Tensor]] = RecentlyUsed(capacity)
+
+    @property
+    def can_record(self) -> bool:
+        """Whether anything can be prepared here."""
+        return self._recorder is not None
 
     def __contains__(self, key: _Key) -> bool:
         return key in self._kept
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def get(self, key: _Key) -> Callable[..., torch.Tensor] | None:
+        """What runs `key`, which is thereby used; None if it is not prepared."""
+        return self._kept.get(key)
 
-    def get(self, key: _Key) -> _Kept | None:
-        """What is kept under `key`, which is thereby used; None if nothing is."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def prepare(self, key: _Key, record: Callable[[Recorder], Callable[..., torch.Tensor]], what: str) -> bool:
+        """Have `key` ready. Costs nothing when it is; a failure is logged.
 
-    def put(self, key: _Key, kept: _Kept) -> None:
-        """Keep `kept`; what was not used for longest goes if there are too many."""
-        self._kept[key] = kept
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
+        Args:
+            key: of what `record` answers.
+            record: makes it, with a recorder.
+            what: is prepared, for the log.
 
-    def clear(self) -> None:
-        """Keep nothing."""
+        Returns:
+            Whether it is ready.
+        """
+        if self._recorder is None or key in self._kept:
+            return self._recorder is not None
+        begun = time.perf_counter()
+        recorded = attempt(partial(record, self._recorder), f"{what} could not be prepared")
+        if recorded is None:
+            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
+            return False
+        self._kept.put(key, recorded)
+        _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
+        return True
+
+    def release(self) -> bool:
+        """Drop all that is ready.
+
+        Returns:
+            Whether that held memory for its activations.
+        """
+        held_memory = any(isinstance(kept, RecordedFunction) for kept in self._kept.values())
         self._kept.clear()
+        self._renew_recorder()  # a pool whose last graph is gone takes no more
+        return held_memory
+
+    def _renew_recorder(self) -> None:
+        if self._make_recorder:
+            self._recorder = self._make_recorder()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from zimage_ui.generator.fast.graphs import RecentlyUsed
+from zimage_ui.generator.fast.recently_used import RecentlyUsed
 from zimage_ui.generator.fast.shapes import PATCH_KEY
 
 if TYPE_CHECKING:

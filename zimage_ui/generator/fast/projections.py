@@ -1,6 +1,7 @@
 """The matrix products of a block: queries, keys and values in one, gate and up of the feed-forward in one.
 
-One large product keeps a GPU busier than three small ones, and reads its input once.
+One large product keeps a GPU busier than three small ones, and reads its input once. The loader puts the matrices of
+one product below each other as it reads them (`fused_names`), so that fusing them moves nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
+
+# The matrices of a stock block that are one product's, in the order of its outputs.
+FUSED = (
+    ("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight"),
+    ("feed_forward.w1.weight", "feed_forward.w3.weight"),
+)
 
 # On a CPU packed weights stand beside the plain ones, which the stock modules still need: for small models only.
 _PACKING_LIMIT_BYTES = 2**30
@@ -80,30 +87,44 @@ class BlockProjections(NamedTuple):
 
 def block_projections(block: ZImageTransformerBlock) -> BlockProjections:
     """The projections of a stock block, whose own weights become views of the fused ones."""
-    attention, feed_forward = block.attention, block.feed_forward
-    weights = (
-        fuse((attention.to_q, attention.to_k, attention.to_v)),
-        attention.to_out[0].weight.data,
-        fuse((feed_forward.w1, feed_forward.w3)),
-        feed_forward.w2.weight.data,
-    )
-    return BlockProjections(*map(PlainProjection, weights))
+    query_key_value, gate_up = fused(block, FUSED)
+    output, down = block.attention.to_out[0].weight.data, block.feed_forward.w2.weight.data
+    return BlockProjections(*map(PlainProjection, (query_key_value, output, gate_up, down)))
 
 
-def fuse(linears: Sequence[nn.Linear]) -> torch.Tensor:
-    """The matrices of `linears` below each other; each of them becomes a view of the whole, so no memory is used twice.
+def fused_names(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """The names in `model` of all matrices that `fused` puts together, by product, for a loader to read them so.
 
-    What was fused before is found again: two engines may be made of one model.
+    Args:
+        model: with or without memory.
+        groups: the names of one product's matrices within a block, as for `fused`.
     """
-    weights = [linear.weight.data for linear in linears]
+    names = [name for name, _ in model.named_parameters()]
+    return [
+        tuple(name.removesuffix(group[0]) + each for each in group)
+        for group in groups
+        for name in names
+        if name.endswith(group[0])
+    ]
+
+
+def fused(block: nn.Module, groups: Sequence[Sequence[str]]) -> list[torch.Tensor]:
+    """For each of `groups`, the parameters of `block` of these names below each other: views of the whole from now on.
+
+    So no memory is used twice. Those that are so already, because they were loaded so or fused before, stay in place;
+    others move, and what they leave goes back to torch's allocator.
+    """
+    return [_fused([block.get_parameter(name) for name in group]) for group in groups]
+
+
+def _fused(matrices: Sequence[nn.Parameter]) -> torch.Tensor:
+    weights = [matrix.data for matrix in matrices]
     whole = _already_fused(weights)
     if whole is None:
         with torch.inference_mode(False), torch.no_grad():
             whole = torch.cat(weights)
-            for linear, view in zip(linears, whole.split([len(weight) for weight in weights]), strict=True):
-                linear.weight.data = view
-        if whole.is_cuda:
-            torch.cuda.empty_cache()  # the old matrices are too small for the next fused one, and would pile up
+            for matrix, view in zip(matrices, whole.split([len(weight) for weight in weights]), strict=True):
+                matrix.data = view
     return whole
 
 
@@ -116,7 +137,8 @@ def _already_fused(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
         if weight.storage_offset() != place or not weight.is_contiguous():
             return None
         place += weight.numel()
-    return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1), first.storage_offset())
+    whole = first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1), first.storage_offset())
+    return whole.data  # a compiler is to see a tensor, not a view of its own first rows
 
 
 def packed(projections: BlockProjections) -> BlockProjections:

@@ -90,3 +90,7 @@ class DenoiserShape:
     def tokens(self) -> int:
         """Image and caption together, as the main layers see them."""
         return self.padded_image_tokens + self.caption_tokens
+
+    def __str__(self) -> str:
+        pictures = "" if self.pictures == 1 else f"{self.pictures} of "
+        return f"{pictures}{self.height} x {self.width} latents with captions of {self.caption_tokens} tokens"

@@ -76,7 +76,7 @@ class StepFunctions(NamedTuple):
 
     Attributes:
         enter, block, leave: `enter`, `run_block` and `leave`, or what a compiler made of them.
-        specialised: whether each further combination of sizes would have to be compiled.
+        specialised: whether calling one of them in a further way would cost a compilation.
     """
 
     enter: Callable[..., tuple[torch.Tensor, Activations]]

@@ -12,8 +12,6 @@ its weights live in host memory: then its layers visit the device one by one (`r
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,15 +23,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zimage_ui.generator.fast.any_size import compiled
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.block import norm
-from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
-from zimage_ui.generator.fast.projections import fuse
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
+from zimage_ui.generator.fast.projections import fused
 from zimage_ui.generator.fast.shapes import padded
 from zimage_ui.generator.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import Qwen3Model
 
-_log = logging.getLogger(__name__)
+# The matrices of a stock layer that are one product's, in the order of its outputs.
+FUSED = (
+    ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+)
 
 # All lengths up to 512 tokens in steps of 32, and some: a graph of these is small, and they share their memory.
 _KEPT_LENGTHS = 24
@@ -70,16 +72,17 @@ class _EncoderWeights(NamedTuple):
 
 def layer_weights(layer: Any) -> LayerWeights:
     """The weights of a stock layer; those of its products become views of the fused ones."""
-    attention, feed_forward = layer.self_attn, layer.mlp
+    attention = layer.self_attn
+    query_key_value, gate_up = fused(layer, FUSED)
     return LayerWeights(
         attention_norm=layer.input_layernorm.weight.data.float(),
         query_norm=attention.q_norm.weight.data.float(),
         key_norm=attention.k_norm.weight.data.float(),
         feed_forward_norm=layer.post_attention_layernorm.weight.data.float(),
-        query_key_value=fuse((attention.q_proj, attention.k_proj, attention.v_proj)),
+        query_key_value=query_key_value,
         output=attention.o_proj.weight.data,
-        gate_up=fuse((feed_forward.gate_proj, feed_forward.up_proj)),
-        down=feed_forward.down_proj.weight.data,
+        gate_up=gate_up,
+        down=layer.mlp.down_proj.weight.data,
         eps=layer.input_layernorm.variance_epsilon,
     )
 
@@ -124,7 +127,8 @@ def rotary_tables(tokens: int, frequencies: torch.Tensor) -> tuple[torch.Tensor,
 
 def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """The features of each token, (tokens, features), computed on `device` by the stock module."""
-    return _stock(text_encoder, _embedded(text_encoder, ids, device))
+    rows = _embedded(text_encoder, ids, device)
+    return text_encoder(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
 
 class FastTextEncoder:
@@ -147,15 +151,11 @@ class FastTextEncoder:
         """
         self._text_encoder = text_encoder
         self._device = device
-        if make_recorder is None and device.type == "cuda":
-            make_recorder = partial(CudaRecorder, device)
-        self._make_recorder = make_recorder
-        self._recorder = make_recorder() if make_recorder else None
         self._layer = layer or (_compiled_layer() if device.type == "cuda" else run_layer)
         self._is_supported = _is_plain_qwen3(text_encoder.config)
-        self._runs_layers = self._recorder is None
+        self._recordings: Recordings[int] = Recordings(_KEPT_LENGTHS, make_recorder or recorders_for(device))
+        self._runs_layers = not self._recordings.can_record
         self._weights: _EncoderWeights | None = None
-        self._recorded: RecentlyUsed[int, RecordedFunction] = RecentlyUsed(_KEPT_LENGTHS)
 
     def encode(self, ids: list[int]) -> torch.Tensor:
         """The features of each token, (tokens, features), on the device.
@@ -163,10 +163,10 @@ class FastTextEncoder:
         Raises:
             torch.OutOfMemoryError: there is too little memory.
         """
-        rows = _embedded(self._text_encoder, ids, self._device)
         if not (self._is_supported and self._runs_layers and self._weights_are_here):
-            return _stock(self._text_encoder, rows)
-        if self._recorder is None:
+            return encode_tokens(self._text_encoder, ids, self._device)
+        rows = _embedded(self._text_encoder, ids, self._device)
+        if not self._recordings.can_record:
             return self._run(rows)
         features = attempt(
             partial(self._encode_padded, rows),
@@ -176,7 +176,7 @@ class FastTextEncoder:
         if features is None:
             self._is_supported = False
             self.release()
-            return _stock(self._text_encoder, rows)
+            return encode_tokens(self._text_encoder, ids, self._device)
         return features
 
     @torch.inference_mode()
@@ -188,24 +188,16 @@ class FastTextEncoder:
         Returns:
             Whether that length is prepared; a CPU prepares nothing, and neither does a GPU while the weights are away.
         """
-        if self._recorder is None or not self._is_supported or not self._weights_are_here:
+        if not self._is_supported or not self._weights_are_here:
             return False
         length = padded(tokens)
-        if length in self._recorded:
-            return True
-        begun, what = time.perf_counter(), f"encoding {length} tokens"
-        recorded = attempt(partial(self._record, length, self._recorder), f"{what} is not prepared")
-        if recorded is None:
-            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
-            return False
-        self._recorded.put(length, recorded)
-        self._runs_layers = True
-        _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
-        return True
+        prepared = self._recordings.prepare(length, partial(self._record, length), f"encoding {length} tokens")
+        self._runs_layers |= prepared
+        return prepared
 
     def is_prepared(self, tokens: int) -> bool:
         """Whether prompts of so many tokens are encoded by what was prepared for them."""
-        return padded(tokens) in self._recorded
+        return padded(tokens) in self._recordings
 
     def release(self) -> bool:
         """Drop what was prepared and every hold on the weights: they are about to move, or memory ran out.
@@ -213,15 +205,8 @@ class FastTextEncoder:
         Returns:
             Whether anything was recorded, so that there is more memory now.
         """
-        held_memory = len(self._recorded) > 0
         self._weights = None
-        self._recorded.clear()
-        self._renew_recorder()  # with a pool that holds nothing
-        return held_memory
-
-    def _renew_recorder(self) -> None:
-        if self._make_recorder:
-            self._recorder = self._make_recorder()
+        return self._recordings.release()
 
     @property
     def _weights_are_here(self) -> bool:
@@ -236,8 +221,8 @@ class FastTextEncoder:
     def _encode_padded(self, rows: torch.Tensor) -> torch.Tensor:
         tokens = len(rows)
         filled = functional.pad(rows, (0, 0, 0, padded(tokens) - tokens))
-        recorded = self._recorded.get(len(filled))
-        return (recorded or self._run)(filled)[:tokens]
+        run = self._recordings.get(len(filled)) or self._run
+        return run(filled)[:tokens]
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
         laid_out = self._laid_out()
@@ -263,10 +248,6 @@ def _embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) ->
     """
     table = text_encoder.embed_tokens
     return to_device(table(to_device(torch.tensor(ids), table.weight.device)), device)
-
-
-def _stock(text_encoder: Qwen3Model, rows: torch.Tensor) -> torch.Tensor:
-    return text_encoder(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
 
 def _is_plain_qwen3(config: Any) -> bool:

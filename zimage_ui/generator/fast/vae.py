@@ -9,11 +9,10 @@ then run the same layers without a graph. Before, and whenever anything goes wro
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -21,7 +20,7 @@ from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.cpu_decoder import CpuLayers
 from zimage_ui.generator.fast.decoder_layers import Layer, LayerMaker, decoder_layers
 from zimage_ui.generator.fast.gpu_decoder import GpuLayers, compiled_functions
-from zimage_ui.generator.fast.graphs import CudaRecorder, RecentlyUsed, RecordedFunction, Recorder
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -30,6 +29,14 @@ _log = logging.getLogger(__name__)
 
 # Sizes of picture that are in use at a time: more than `preparation` asks for. All graphs share memory.
 _KEPT_SIZES = 16
+
+
+class _PassKind(NamedTuple):
+    """What a pass through the layers was prepared for: a size of latents, and whether as a graph."""
+
+    height: int
+    width: int
+    recorded: bool
 
 
 class FastDecoder:
@@ -57,14 +64,9 @@ class FastDecoder:
         self.config, self.dtype = vae.config, vae.dtype
         self._vae = vae
         self._device = device
-        if make_recorder is None and device.type == "cuda":
-            make_recorder = partial(CudaRecorder, device)
-        self._make_recorder = make_recorder
-        self._recorder = make_recorder() if make_recorder else None
-        self._layers = _layers_of(vae, (layers or _maker_for(device))())
-        self._runs_layers = self._recorder is None
-        self._recorded: RecentlyUsed[tuple[int, int], RecordedFunction] = RecentlyUsed(_KEPT_SIZES)
-        self._unrecorded: set[tuple[int, int]] = set()
+        self._layers = _layers_of(vae, layers() if layers else _maker_for(device))
+        self._passes: Recordings[_PassKind] = Recordings(_KEPT_SIZES, make_recorder or recorders_for(device))
+        self._runs_layers = not self._passes.can_record
 
     def decode(self, latents: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
         """What the VAE makes of scaled and shifted `latents`, as `AutoencoderKL.decode` answers without `return_dict`.
@@ -75,17 +77,18 @@ class FastDecoder:
         assert not return_dict
         if self._layers is None or not self._runs_layers or len(latents) > 1:
             return self._vae.decode(latents, return_dict=False)
-        recorded = self._recorded.get(_size(latents))
+        height, width = latents.shape[-2:]
+        recorded = self._passes.get(_PassKind(height, width, recorded=True))
         if recorded is not None:
             return (recorded(latents),)
-        if self._recorder is None:
+        if not self._passes.can_record:
             return (self._run(latents),)
         picture = attempt(
             partial(self._run, latents), "the stock VAE decodes from now on", but=(torch.OutOfMemoryError,)
         )
         if picture is None:
             self._layers = None
-            self._recorded.clear()
+            self.release()
             return self._vae.decode(latents, return_dict=False)
         return (picture,)
 
@@ -104,25 +107,17 @@ class FastDecoder:
         Returns:
             Whether that size is prepared; a CPU prepares nothing.
         """
-        if self._recorder is None or self._layers is None:
+        if self._layers is None:
             return False
-        if (height, width) in (self._recorded if record else self._unrecorded):
-            return True
-        begun, what = time.perf_counter(), f"decoding {height} x {width} latents"
-        shape = (1, self.config.latent_channels, height, width)
-        example = torch.zeros(shape, device=self._device, dtype=self.dtype)
+        kind = _PassKind(height, width, record)
         with _measuring_convolutions():
-            prepared = attempt(partial(self._prepare, example, self._recorder, record), f"{what} is not prepared")
-        if prepared is None:
-            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
-            return False
-        self._runs_layers = True
-        _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
-        return True
+            prepared = self._passes.prepare(kind, partial(self._record, kind), f"decoding {height} x {width} latents")
+        self._runs_layers |= prepared
+        return prepared
 
     def is_prepared(self, height: int, width: int) -> bool:
         """Whether latents of `height` x `width` are decoded by what was prepared for them."""
-        return (height, width) in self._recorded or (height, width) in self._unrecorded
+        return any(_PassKind(height, width, recorded) in self._passes for recorded in (True, False))
 
     def release(self) -> bool:
         """Drop what was prepared, because memory ran out.
@@ -130,23 +125,15 @@ class FastDecoder:
         Returns:
             Whether anything was recorded, so that there is more memory now.
         """
-        held_memory = len(self._recorded) > 0
-        self._recorded.clear()
-        self._unrecorded.clear()
-        self._renew_recorder()  # with a pool that holds nothing
-        return held_memory
+        return self._passes.release()
 
-    def _prepare(self, example: torch.Tensor, recorder: Recorder, record: bool) -> bool:
-        if record:
-            self._recorded.put(_size(example), RecordedFunction(self._run, (example,), recorder))
-        else:
-            self._run(example)
-            self._unrecorded.add(_size(example))
-        return True
-
-    def _renew_recorder(self) -> None:
-        if self._make_recorder:
-            self._recorder = self._make_recorder()
+    def _record(self, kind: _PassKind, recorder: Recorder) -> Layer:
+        shape = (1, self.config.latent_channels, kind.height, kind.width)
+        example = torch.zeros(shape, device=self._device, dtype=self.dtype)
+        if kind.recorded:
+            return RecordedFunction(self._run, (example,), recorder)
+        self._run(example)
+        return self._run
 
     def _run(self, latents: torch.Tensor) -> torch.Tensor:
         assert self._layers is not None
@@ -169,12 +156,8 @@ def _layers_of(vae: AutoencoderKL, maker: LayerMaker) -> list[Layer] | None:
         return None
 
 
-def _maker_for(device: torch.device) -> Callable[[], LayerMaker]:
-    return _gpu_layers if device.type == "cuda" else CpuLayers
-
-
-def _gpu_layers() -> LayerMaker:
-    return GpuLayers(compiled_functions())
+def _maker_for(device: torch.device) -> LayerMaker:
+    return GpuLayers(compiled_functions()) if device.type == "cuda" else CpuLayers()
 
 
 @contextmanager
@@ -186,8 +169,3 @@ def _measuring_convolutions() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark = before
-
-
-def _size(latents: torch.Tensor) -> tuple[int, int]:
-    height, width = latents.shape[-2:]
-    return height, width
