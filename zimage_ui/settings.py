@@ -134,13 +134,17 @@ def user_cache_folder() -> Path:
 
 
 def choose_compile_cache(folder: Path) -> bool:
-    """Let torch's compilers keep their work in `folder`; False when the person chose another one.
+    """Let torch's and other compilers of kernels keep their work in `folder`; False when the person chose another one.
 
     Triton's own follows Inductor's. To be called before they are imported: they look once.
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    # Those of the extra `flash4`; each has its own way to be told.
+    os.environ.setdefault("QUACK_CACHE_DIR", str(folder / "quack"))
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash4"))
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     return True
 
 

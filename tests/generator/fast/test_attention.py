@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from zimage_ui.generator.fast.attention import AttentionBackend, attention, attention_by, fastest_backend
+from zimage_ui.generator.fast import attention as module
+from zimage_ui.generator.fast.attention import (
+    AttentionBackend,
+    attention,
+    attention_by,
+    backend_times_ms,
+    fastest_backend,
+)
 
 pytestmark = pytest.mark.model
 
@@ -40,6 +47,7 @@ def test_a_cpu_leaves_the_choice_to_torch():
 
 def test_every_backend_has_a_kernel():
     assert len({backend.kernel for backend in AttentionBackend}) == len(AttentionBackend)
+    assert [backend for backend in AttentionBackend if backend.kernel is None] == [AttentionBackend.FLASH4]
 
 
 def test_a_backend_is_chosen_within_its_context_only():
@@ -50,3 +58,34 @@ def test_a_backend_is_chosen_within_its_context_only():
     with attention_by(AttentionBackend.MATH):
         assert flags() == (False, True)
     assert flags() == before
+
+
+@pytest.fixture
+def stopwatch(monkeypatch):
+    """Runs nothing; every run takes a millisecond less than the one before."""
+    taken = iter(range(9, 0, -1))
+    monkeypatch.setattr(module, "median_ms", lambda run, device: float(next(taken)))
+
+
+SHAPE = (1, 32, 2, 16)
+
+
+def test_flash_attention_4_is_timed_where_it_is_installed(monkeypatch, stopwatch):
+    cpu = torch.device("cpu")
+    assert AttentionBackend.FLASH4 not in backend_times_ms(SHAPE, torch.bfloat16, cpu)
+    monkeypatch.setattr(module, "has_flash_attention_4", lambda dtype, device: True)
+    times_ms = backend_times_ms(SHAPE, torch.bfloat16, cpu)
+    assert min(times_ms, key=times_ms.__getitem__) is AttentionBackend.FLASH4
+
+
+def test_flash_attention_4_is_left_out_when_it_fails_in_whatever_way(monkeypatch, caplog):
+    def fails(run, device):
+        if run.keywords:
+            raise AssertionError("head_dim is not supported")
+        return 1.0
+
+    monkeypatch.setattr(module, "has_flash_attention_4", lambda dtype, device: True)
+    monkeypatch.setattr(module, "median_ms", fails)
+    times_ms = backend_times_ms(SHAPE, torch.bfloat16, torch.device("cpu"))
+    assert set(times_ms) == {AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT}
+    assert "head_dim is not supported" in caplog.text

@@ -1,4 +1,4 @@
-"""Attention through torch's kernels, and which of them is fastest here.
+"""Attention through torch's kernels or FlashAttention 4, and which of them is fastest here.
 
 Every kernel takes queries, keys and values as strided views of what the projections wrote and answers in the same
 order, so nothing is copied to bring heads before tokens. Which kernel wins depends on the card, the library's version
@@ -7,11 +7,8 @@ and the number of tokens, so it is measured.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import statistics
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
@@ -20,24 +17,27 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_log = logging.getLogger(__name__)
+from zimage_ui.generator.fast import cute_kernels
+from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.cute_kernels import has_flash_attention_4
+from zimage_ui.generator.fast.timing import median_ms
 
-_WARM_RUNS = 3
-_TIMED_RUNS = 10
+_log = logging.getLogger(__name__)
 
 
 class AttentionBackend(StrEnum):
-    """torch's attention kernels, by the name that people know them by."""
+    """Attention kernels, by the name that people know them by: torch's, and one of a library that may be installed."""
 
     CUDNN = "cudnn"
     FLASH = "flash"
     EFFICIENT = "efficient"
     MATH = "math"
+    FLASH4 = "flash4"
 
     @property
-    def kernel(self) -> SDPBackend:
-        """The name that torch has for it."""
-        return _KERNELS[self]
+    def kernel(self) -> SDPBackend | None:
+        """The name that torch has for it; None for FlashAttention 4, which is not torch's."""
+        return _KERNELS.get(self)
 
 
 _KERNELS = {
@@ -48,17 +48,22 @@ _KERNELS = {
 }
 
 
-def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by_flash_attention_4: bool = False
+) -> torch.Tensor:
     """Softmax attention of every token to every token, by torch's choice of a kernel or within `attention_by`.
 
     Args:
         query: (pictures, tokens, heads, head_dim).
         key: the same, of all tokens that are looked at.
         value: of the same tokens.
+        by_flash_attention_4: instead of torch's kernels.
 
     Returns:
         Of the query's shape, dense in that order with every kernel that is worth choosing.
     """
+    if by_flash_attention_4:
+        return cute_kernels.flash_attention_4(query, key, value)
     heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
@@ -66,9 +71,11 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
 def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[None]:
     """A context in which attention is computed, and functions are compiled to compute it, by `backend`.
 
-    None leaves the choice to torch. What was compiled within a context keeps its backend outside of it.
+    None leaves the choice to torch, and so does FlashAttention 4, for which `attention` has an argument. What was
+    compiled within a context keeps its backend outside of it.
     """
-    return nullcontext() if backend is None else sdpa_kernel(backend.kernel)
+    kernel = None if backend is None else backend.kernel
+    return nullcontext() if kernel is None else sdpa_kernel(kernel)
 
 
 def fastest_backend(
@@ -96,25 +103,23 @@ def backend_times_ms(
     pictures, tokens, heads, head_dim = shape
     query, key = torch.randn(pictures, tokens, 2, heads, head_dim, dtype=dtype, device=device).unbind(2)
     value = torch.randn(pictures, tokens, 3, heads, head_dim, dtype=dtype, device=device)[:, :, 2]
-    times_ms: dict[AttentionBackend, float] = {}
-    for backend in (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT):
+    backends = [AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT]
+    if has_flash_attention_4(dtype, device):
+        backends.append(AttentionBackend.FLASH4)
+    times_ms = {backend: _time_ms(backend, query, key, value) for backend in backends}
+    return {backend: taken for backend, taken in times_ms.items() if taken is not None}
+
+
+def _time_ms(backend: AttentionBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float | None:
+    with warnings.catch_warnings():
+        # torch warns of every reason why a kernel is not for this shape, FlashAttention 4's compiler of its own code
+        warnings.simplefilter("ignore")
+        if backend is AttentionBackend.FLASH4:
+            run = partial(attention, query, key, value, by_flash_attention_4=True)
+            return attempt(partial(median_ms, run, query.device), "FlashAttention 4 is left out")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of every reason why a kernel is not for this shape
-                with attention_by(backend):
-                    times_ms[backend] = _median_ms(partial(attention, query, key, value))
+            with attention_by(backend):
+                return median_ms(partial(attention, query, key, value), query.device)
         except RuntimeError as error:
             _log.debug("attention by %s: %s", backend, error)
-    return times_ms
-
-
-def _median_ms(run: Callable[[], object]) -> float:
-    for _ in range(_WARM_RUNS):
-        run()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED_RUNS + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        run()
-        mark.record()
-    marks[-1].synchronize()
-    return statistics.median(begun.elapsed_time(ended) for begun, ended in itertools.pairwise(marks))
+            return None

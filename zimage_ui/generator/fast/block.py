@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.nn import functional
 
 from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.gate import gated
 from zimage_ui.generator.fast.lossy_projections import lossy_projections
 from zimage_ui.generator.fast.projections import BlockProjections, block_projections
 from zimage_ui.generator.fast.quantised_rows import Activations
@@ -38,6 +38,21 @@ class BlockWeights(NamedTuple):
     key_norm: torch.Tensor
     query_key_eps: float
     eps: float
+
+
+class BlockKernels(NamedTuple):
+    """What computes the parts of a block for which there is a choice.
+
+    Attributes:
+        flash_attention_4: attention by it, not by torch.
+        gate_tile: the kernel of the gated product (`gate.gated`); None is the projection's own.
+    """
+
+    flash_attention_4: bool = False
+    gate_tile: str | None = None
+
+
+USUAL_KERNELS = BlockKernels()
 
 
 def block_weights(
@@ -69,6 +84,7 @@ def run_block(
     rows: torch.Tensor,
     rotary: torch.Tensor,
     kept_tokens: int | None = None,
+    kernels: BlockKernels = USUAL_KERNELS,
 ) -> tuple[torch.Tensor, Activations]:
     """One block.
 
@@ -80,6 +96,7 @@ def run_block(
             feed-forward, and before the next block's attention.
         rotary: the rotation of each token (`rotation_table`).
         kept_tokens: how many tokens, from the first, anybody reads afterwards; None is all.
+        kernels: of its parts.
 
     Returns:
         The stream after this block, and the same normed for the next one, as this one's first projection would read
@@ -88,12 +105,11 @@ def run_block(
     after_attention, before_feed_forward, after_feed_forward, before_next = rows.unbind(0)
     products = weights.projections
     query, key, value = _queries_keys_values(normed, weights, rotary)
-    attended = attention(query[:, :kept_tokens], key, value).flatten(2)
+    attended = attention(query[:, :kept_tokens], key, value, kernels.flash_attention_4).flatten(2)
     stream, between = add_and_norm(
         stream[:, :kept_tokens], products.output(attended), after_attention, before_feed_forward, weights.eps
     )
-    gate, up = products.gate_up(products.gate_up.read(between)).chunk(2, dim=-1)
-    change = products.down(functional.silu(gate).mul_(up))
+    change = products.down(gated(products.gate_up, products.gate_up.read(between), kernels.gate_tile))
     stream, following = add_and_norm(stream, change, after_feed_forward, before_next, weights.eps)
     return stream, products.query_key_value.read(following)
 

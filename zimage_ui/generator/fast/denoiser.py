@@ -17,6 +17,7 @@ import torch
 
 from zimage_ui.generator.fast.attention import fastest_backend
 from zimage_ui.generator.fast.compiled_step import compiled_functions
+from zimage_ui.generator.fast.gate import fastest_gate_tile
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.recently_used import RecentlyUsed
@@ -154,7 +155,9 @@ class FastTransformer:
     def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
         backend = fastest_backend(attention_shape, self._dtype, self._device)
-        plan = PassPlan(shape, self._rotary(shape), backend, way())
+        gate_up = self.network.refiner[0].projections.gate_up  # like all others, and never streamed
+        gate_tile = fastest_gate_tile(gate_up, shape.pictures * shape.tokens)
+        plan = PassPlan(shape, self._rotary(shape), backend, way(), gate_tile)
         velocity, examples = partial(self.network.velocity, plan), self._examples(shape)
         if self.network.layers.streamed:
             # Not as a graph: the round of the slots goes on from pass to pass, and launching hides behind the copies.

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from zimage_ui.generator.fast.attention import AttentionBackend, attention_by
-from zimage_ui.generator.fast.block import BlockWeights, block_weights, norm, run_block
+from zimage_ui.generator.fast.block import BlockKernels, BlockWeights, block_weights, norm, run_block
 from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
 from zimage_ui.generator.fast.patches import from_patches, to_patches
 from zimage_ui.generator.fast.projections import Projection, packed, packing_pays
@@ -98,12 +98,19 @@ class PassPlan:
         rotary: the shape's tables.
         backend: of the attention; None leaves it to torch.
         functions: what it is made of.
+        gate_tile: of the gated product's kernel; None is the plain product (`gate.fastest_gate_tile`).
     """
 
     shape: DenoiserShape
     rotary: Rotary
     backend: AttentionBackend | None = None
     functions: StepFunctions = EAGER
+    gate_tile: str | None = None
+
+    @property
+    def kernels(self) -> BlockKernels:
+        """Of its blocks."""
+        return BlockKernels(self.backend is AttentionBackend.FLASH4, self.gate_tile)
 
 
 class StepNetwork:
@@ -197,17 +204,18 @@ class StepNetwork:
             fp32, of the latents' shape.
         """
         shape, run, windows = plan.shape, plan.functions, _windows(rows)
+        kernels = plan.kernels
         refiner_windows, layer_windows = windows[: len(self.refiner)], windows[len(self.refiner) :]
         with attention_by(plan.backend):
             tokens, normed = run.enter(latents, self._entry, rows[0])
             for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
-                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image)
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image, None, kernels)
             tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)])
             for number, (weights, block_rows) in enumerate(zip(self.layers, layer_windows, strict=True), 1):
                 # Nobody reads the captions after the last. Leaving them out would not pay for its compilation.
                 ends = number == len(self.layers) and not run.specialised
-                kept = (shape.image_tokens,) if ends else ()
-                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole, *kept)
+                kept = shape.image_tokens if ends else None
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole, kept, kernels)
             return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
 
     def _join(

@@ -1,0 +1,81 @@
+"""The operators around the optional kernels: a compiler takes them whole, and the rest of the block stays as it is."""
+
+import pytest
+import torch
+
+from tests.generator.fast.conftest import CountedBackend
+from zimage_ui.generator.fast import cute_kernels
+from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.block import BlockKernels, block_weights, norm, run_block
+from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
+from zimage_ui.generator.fast.modulation import plain_rows
+from zimage_ui.generator.fast.rotary import caption_positions, rotation_table
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def on_a_cpu():
+    """Kernels for the operators on a CPU, for as long as a test takes."""
+    with torch.library._scoped_library("zimage_ui", "IMPL") as library:
+        library.impl("flash_attention_4", lambda *views: attention(*views).contiguous(), "CPU")
+        library.impl("gated_product", product, "CPU")
+        yield
+
+
+def product(values, weight, tile):
+    assert tile in GATE_TILES
+    gate, up = (values @ weight.t()).chunk(2, -1)
+    return torch.nn.functional.silu(gate) * up
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, compiled):
+    block, stream = transformer.context_refiner[0], noise(2, 32, 96)
+    weights, rows = block_weights(block), torch.cat((plain_rows(block)[1:], torch.ones(1, 96)))
+    table = rotation_table(transformer.rope_embedder, caption_positions(32), torch.device("cpu"))
+    normed = norm(stream, plain_rows(block)[0], 1e-5)
+    backend = CountedBackend()
+    run = torch.compile(run_block, fullgraph=True, backend=backend) if compiled else run_block
+    with torch.inference_mode():
+        expected, _ = run_block(stream, normed, weights, rows, table)
+        for tokens in (None, 20):
+            found, _ = run(stream, normed, weights, rows, table, tokens, BlockKernels(True, GATE_TILES[0]))
+            assert distance(found, expected[:, :tokens]) < 1e-6
+    assert backend.compilations == (2 if compiled else 0)
+
+
+def test_the_answer_is_told_before_it_is_computed(noise):
+    query, key, value = noise(2, 12, 3, 4, 16).unbind(2)
+    weight = noise(20, 8)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        attended = cute_kernels.flash_attention_4(query[:, :5], key, value)
+        gated = cute_kernels.gated_product(noise(2, 12, 8), weight, GATE_TILES[0])
+    assert attended.shape == (2, 5, 4, 16)
+    assert attended.is_contiguous()
+    assert gated.shape == (2, 12, 10)
+
+
+def test_neither_is_for_a_cpu_or_for_fp32(monkeypatch):
+    monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
+    for has in (has_flash_attention_4, has_gated_product):
+        assert not has(torch.bfloat16, torch.device("cpu"))
+        monkeypatch.setattr(cute_kernels, "_architecture", lambda device: 9)
+        assert has(torch.bfloat16, torch.device("cuda"))
+        assert not has(torch.float32, torch.device("cuda"))
+        monkeypatch.undo()
+        monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
+
+
+@pytest.mark.parametrize(("architecture", "attends", "gates"), [(8, False, False), (9, True, True), (10, True, False)])
+def test_they_are_for_hopper(monkeypatch, architecture, attends, gates):
+    monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
+    monkeypatch.setattr(cute_kernels, "_architecture", lambda device: architecture)
+    assert has_flash_attention_4(torch.bfloat16, torch.device("cuda")) is attends
+    assert has_gated_product(torch.bfloat16, torch.device("cuda")) is gates
+
+
+def test_a_library_is_installed_when_its_module_is_there():
+    assert cute_kernels._is_installed("importlib", "metadata")
+    assert not cute_kernels._is_installed("importlib", "nothing_of_this_name")
+    assert not cute_kernels._is_installed("no_package_of_this_name", "metadata")

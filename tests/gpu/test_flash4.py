@@ -1,0 +1,92 @@
+"""FlashAttention 4 and quack's gated product on a real GPU: as near to fp32 as what they stand in for."""
+
+import pytest
+import torch
+
+from tests.gpu.test_fast_denoiser import CUDA, distance, model_on_gpu, ours, stock
+from zimage_ui.generator.fast import denoiser
+from zimage_ui.generator.fast.attention import AttentionBackend, attention, backend_times_ms
+from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
+from zimage_ui.generator.fast.denoiser import FastTransformer
+from zimage_ui.generator.fast.gate import gate_times_ms, gated
+from zimage_ui.generator.fast.graphs import CudaRecorder, RecordedFunction
+from zimage_ui.generator.fast.projections import PlainProjection
+from zimage_ui.generator.fast.shapes import DenoiserShape
+
+# The compiler of both libraries warns of their own code.
+pytestmark = [pytest.mark.gpu, pytest.mark.model, pytest.mark.filterwarnings("ignore::UserWarning")]
+
+# Two roundings of the same kind never err alike to the last digit.
+SAME = 1.05
+
+
+@pytest.fixture
+def flash4() -> None:
+    if not has_flash_attention_4(torch.bfloat16, CUDA):
+        pytest.skip("FlashAttention 4 is not installed, or not for this GPU")
+
+
+@pytest.fixture
+def quack() -> None:
+    if not has_gated_product(torch.bfloat16, CUDA):
+        pytest.skip("quack is not installed, or not for this GPU")
+
+
+def views(pictures: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As a block's projection leaves them."""
+    query, key, value = torch.randn(pictures, tokens, 3, 4, 128, device=CUDA, dtype=torch.bfloat16).unbind(2)
+    return query, key, value
+
+
+@pytest.mark.parametrize(("pictures", "tokens"), [(1, 1088), (2, 96), (1, 4160)])
+def test_attention_is_as_near_to_fp32_as_torchs_own(flash4, pictures, tokens):
+    query, key, value = views(pictures, tokens)
+    expected = attention(query.float(), key.float(), value.float())
+    found = attention(query, key, value, by_flash_attention_4=True)
+    assert found.is_contiguous()
+    assert distance(found, expected) <= SAME * distance(attention(query, key, value), expected)
+    fewer = attention(query[:, :40], key, value, by_flash_attention_4=True)
+    assert distance(fewer, expected[:, :40]) <= 0.01
+
+
+@pytest.mark.parametrize("tile", GATE_TILES)
+@pytest.mark.parametrize("tokens", [40, 1088])
+def test_the_gated_product_is_as_near_to_fp32_as_the_plain_one(quack, tile, tokens):
+    values = torch.randn(2, tokens, 512, device=CUDA, dtype=torch.bfloat16)
+    weight = torch.randn(2 * 1376, 512, device=CUDA, dtype=torch.bfloat16) / 512**0.5
+    expected = gated(PlainProjection(weight.float()), values.float())
+    plain = PlainProjection(weight)
+    assert distance(gated(plain, values, tile), expected) <= SAME * distance(gated(plain, values), expected)
+
+
+def test_both_can_be_recorded(flash4, quack):
+    weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16) / 512**0.5
+
+    def work(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return gated(PlainProjection(weight), attention(query, key, value, True).flatten(2), GATE_TILES[0])
+
+    with torch.inference_mode():
+        recorded = RecordedFunction(work, views(1, 256), CudaRecorder(CUDA))
+        for _ in range(2):
+            inputs = views(1, 256)
+            assert torch.equal(recorded(*inputs), work(*inputs))
+
+
+def test_both_are_timed(flash4, quack):
+    assert AttentionBackend.FLASH4 in backend_times_ms((1, 1088, 30, 128), torch.bfloat16, CUDA)
+    weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert set(gate_times_ms(PlainProjection(weight), 1088)) == {None, *GATE_TILES}
+
+
+@pytest.mark.parametrize("tile", [None, *GATE_TILES])
+def test_the_compiled_and_recorded_engine_is_as_near_to_fp32(flash4, quack, monkeypatch, tile):
+    half, exact = model_on_gpu(torch.bfloat16), model_on_gpu(torch.bfloat16).float()
+    prompt = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)).to(CUDA, torch.bfloat16)
+    expected = stock(exact, 16, 24, [prompt.float()])
+    usual = distance(stock(half, 16, 24, [prompt]), expected)
+    monkeypatch.setattr(denoiser, "fastest_backend", lambda *_: AttentionBackend.FLASH4)
+    monkeypatch.setattr(denoiser, "fastest_gate_tile", lambda *_: tile)
+    fast = FastTransformer(half, CUDA, torch.bfloat16)
+    assert fast.prepare(DenoiserShape(16, 24, 64))
+    assert distance(ours(fast, 16, 24, [prompt]), expected) <= SAME * usual

@@ -1,0 +1,112 @@
+"""Kernels of two optional libraries: FlashAttention 4's attention and quack's gated product (the extra `flash4`).
+
+Each is an operator of torch here, so a compiler takes it as a whole. Both libraries launch on torch's current stream
+and wait for nothing, so a CUDA graph records them. They compile a kernel at its first call, in one or two seconds and
+without CUDA's toolkit, and it serves every number of tokens.
+"""
+
+# No `from __future__ import annotations`: torch reads the signatures of operators.
+import importlib.util
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+_HOPPER = 9
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class _Tile(NamedTuple):
+    """What one thread block computes at a time; with `pingpong`, two halves of it take turns at the tensor cores."""
+
+    rows: int
+    columns: int
+    pingpong: bool
+
+
+_TILES = {"128x192": _Tile(128, 192, True), "128x256": _Tile(128, 256, False), "256x128": _Tile(256, 128, False)}
+# The kernels of the gated product, by name: which is the fastest depends on the number of tokens.
+GATE_TILES = tuple(_TILES)
+
+
+def has_flash_attention_4(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether FlashAttention 4 is installed and takes `dtype` on `device`: Hopper or newer."""
+    return dtype in _DTYPES and _architecture(device) >= _HOPPER and _is_installed("flash_attn", "cute")
+
+
+def has_gated_product(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether quack is installed and `GATE_TILES` take `dtype` on `device`: Hopper alone, whose tiles they are."""
+    return dtype in _DTYPES and _architecture(device) == _HOPPER and _is_installed("quack", "gemm_interface")
+
+
+@torch.library.custom_op("zimage_ui::flash_attention_4", mutates_args=(), device_types="cuda")
+def flash_attention_4(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of (pictures, tokens, heads, head_dim), strided as they may be; dense in that order."""
+    from flash_attn.cute import flash_attn_func
+
+    attended: torch.Tensor = flash_attn_func(query, key, value)[0]
+    return attended
+
+
+@flash_attention_4.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+@torch.library.custom_op("zimage_ui::gated_product", mutates_args=(), device_types="cuda")
+def gated_product(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
+    """`silu(gate) * up` of one matrix product, rounded once at the end.
+
+    Args:
+        values: (..., inputs).
+        weight: (2 * outputs, inputs), the gate's rows first: the kernel reads both halves in turns where they are.
+        tile: one of `GATE_TILES`.
+
+    Returns:
+        (..., outputs).
+    """
+    from quack.gemm_interface import gemm_act
+
+    _, gated = gemm_act(
+        values.flatten(0, -2),
+        weight.t(),
+        activation="swiglu",
+        store_preact=False,
+        tuned=False,
+        config=_configuration(tile),
+        concat_layout=("B",),
+    )
+    return gated.view(*values.shape[:-1], -1)
+
+
+@gated_product.register_fake
+def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
+    return values.new_empty((*values.shape[:-1], weight.shape[0] // 2))
+
+
+@cache  # quack knows a configuration again by its identity
+def _configuration(tile: str) -> Any:
+    from quack.gemm_config import GemmConfig
+
+    rows, columns, pingpong = _TILES[tile]
+    return GemmConfig(
+        tile_m=rows,
+        tile_n=columns,
+        pingpong=pingpong,
+        cluster_m=2,
+        is_dynamic_persistent=False,
+        device_capacity=_HOPPER,
+    )
+
+
+def _architecture(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+@cache
+def _is_installed(package: str, module: str) -> bool:
+    try:
+        found = importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.{module}")
+    except ImportError:  # of the package around the module
+        return False
+    return found is not None
