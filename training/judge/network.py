@@ -19,7 +19,6 @@ from training.judge.examples import COLOUR_NAMES, LABELS, Layer
 from training.world.vocabulary import BACKGROUNDS
 
 STRIDES = {Layer.THING: 8, Layer.CONTAINER: 8, Layer.GLYPH: 4}
-SIDE_MULTIPLE = 32
 _WIDTHS = (32, 64, 96, 128)
 # A hundredth of the cells or fewer hold something: to begin with, believe in nothing.
 _HEAT_BIAS = -math.log(1 / 0.01 - 1)
