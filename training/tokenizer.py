@@ -39,7 +39,7 @@ _MAX_QUOTED = 24
 _LETTER, _SIGN = "[A-Za-z]", "[A-Za-z0-9]"
 _OPENING, _CLOSING = "“", "”"
 # What stands before "sign" and is the lettering of one.
-_ROAD_SIGNS = ("stop", "exit", "open", "closed", "welcome", "danger", "sale", "taxi", "yield", "parking")
+_ROAD_SIGNS = ("stop", "exit", "open", "closed", "danger", "sale", "taxi", "yield")
 # Marks in front of a prompt in small letters, of one all in capitals, and of a word to be written (private characters).
 _CALM, _SHOUTING, _WRITTEN = "\ue000", "\ue001", "\ue002"
 
@@ -127,7 +127,7 @@ def _with_words_quoted() -> list[normalizers.Normalizer]:
         said_behind(english.format("|".join(words_en.SAYING)), words_en.NEVER_SAID, gap),
         said_behind(english.format(rf"(?:{surfaces})\s{{1,2}}reading"), words_en.NEVER_SAID, gap),
         said_behind(english.format(kinds), words_en.NEVER_NAMED, gap),
-        said_behind(f"(?:{'|'.join(words_zh.WRITING)})", words_en.NEVER_SAID, r"(?:\s{0,2}|:\s{0,2})"),
+        said_behind(f"(?:{'|'.join(words_zh.WRITING)})", (), r"(?:\s{0,2}|:\s{0,2})"),
         replace(Regex(f"(?<!{_SIGN})(?=(?i:{'|'.join(_ROAD_SIGNS)})\\s{{1,2}}(?i:signs?)(?!{_LETTER}))"), _WRITTEN),
         replace(Regex(f"(?<={endings})(?!{_SIGN})"), _CLOSING),
         replace(_WRITTEN, _OPENING),

@@ -168,6 +168,7 @@ def test_other_capitals_are_spelled(text: str, letters: str):
         ("写着hello的牌子", "写着“hello”的牌子"),
         ("写着 Hello 的牌子", "写着“hello”的牌子"),
         ("牌子上写着：open", "牌子上写着“open”"),
+        ("写着A的牌子", "写着“A”的牌子"),
         ("写着2026的牌子", "写着“2026”的牌子"),
         ("a stop sign", 'a "stop" sign'),
         ("A Stop Sign in the snow", 'a "stop" sign in the snow'),
