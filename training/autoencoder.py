@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from training.average import RunningMean
 from training.farm import Size
-from training.pixels import to_floats
+from training.pixels import to_bytes, to_floats
 from training.pool import PicturePool
 from training.run import Stage, learning_rate
 
@@ -181,4 +181,4 @@ def to_latents(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 def to_pictures(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents of unit spread to bytes, (n, height, width, 3)."""
     decoded = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
-    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return to_bytes(decoded)

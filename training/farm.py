@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.chunks import ChunkProcesses
-from training.world.captions import Language, caption, distracted
+from training.world.captions import Language, training_caption
 from training.world.render import render
 from training.world.scene import draw_training_scene
 
@@ -23,7 +23,6 @@ Size = tuple[int, int]
 # Each picture is said twice in each language.
 SAID_IN: tuple[Language, ...] = ("en", "zh", "en", "zh")
 MAX_TOKENS = 64
-_DISTRACTED_SHARE = 0.2
 
 
 def _usual_shares() -> dict[Size, float]:
@@ -129,10 +128,7 @@ def make_chunk(number: int, tokenizer: CaptionTokenizer, assortment: Assortment)
         scene = draw_training_scene(rng)
         pictures[index] = render(scene, width, height, rng.getrandbits(32))
         for which, language in enumerate(SAID_IN):
-            text = caption(scene, language, rng)
-            if rng.random() < _DISTRACTED_SHARE:
-                text = distracted(text, language, rng)
-            tokens = tokenizer(text)[:MAX_TOKENS]
+            tokens = tokenizer(training_caption(scene, language, rng))[:MAX_TOKENS]
             ids[index, which, : len(tokens)] = tokens
             lengths[index, which] = len(tokens)
     return Chunk(pictures, ids, lengths)

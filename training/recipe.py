@@ -111,6 +111,7 @@ class Training:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._whole = self._stage("finished", 0)
         self._scale = options.scale
         options.run.mkdir(parents=True, exist_ok=True)
         tokenizer_folder = options.output / "tokenizer"
@@ -157,6 +158,7 @@ class Training:
             if self._options.distil_minutes:
                 self._run_distillation(velocity)
         save_model(self._options.output, self._parts)
+        self._whole.log()  # the whole time of this process, rendering, compiling and writing included
 
     def _encode_pictures(self) -> None:
         for pictures, labels in self._pictures.chunks:

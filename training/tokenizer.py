@@ -2,8 +2,9 @@
 
 Its vocabulary is what the captions are made of, read off their own tables, and every word beyond it is one `<unk>`.
 Lettering is spelled: capitals stand alone, and so does each letter in quotation marks, where small letters become
-capitals, so that HELLO, "HELLO" and "hello" are spelled alike. It is one `tokenizer.json`, which every version of the
-tokenizers library reads alike.
+capitals, so that HELLO, "HELLO" and "hello" are spelled alike. One word right behind a word of writing is read as if it
+stood in quotation marks ("a sign saying hello"), and so is "stop" before "sign". It is one `tokenizer.json`, which
+every version of the tokenizers library reads alike.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from training.world import words_en, words_zh
 from training.world.captions import known_texts
+from training.world.unwritable import LONGEST_SPELLED
 from training.world.vocabulary import GLYPHS
 
 PAD, UNKNOWN, START, END = "<|pad|>", "<unk>", "<|im_start|>", "<|im_end|>"
@@ -35,8 +38,10 @@ MAX_TOKENS = 512
 _MAX_QUOTED = 24
 _LETTER, _SIGN = "[A-Za-z]", "[A-Za-z0-9]"
 _OPENING, _CLOSING = "“", "”"
-# Marks in front of a prompt in small letters, and of one all in capitals (private characters).
-_CALM, _SHOUTING = "\ue000", "\ue001"
+# What stands before "sign" and is the lettering of one.
+_ROAD_SIGNS = ("stop", "exit", "open", "closed", "danger", "sale", "taxi", "yield")
+# Marks in front of a prompt in small letters, of one all in capitals, and of a word to be written (private characters).
+_CALM, _SHOUTING, _WRITTEN = "\ue000", "\ue001", "\ue002"
 
 
 def build_tokenizer(folder: Path) -> None:
@@ -85,11 +90,12 @@ def _without_shouting() -> list[normalizers.Normalizer]:
     words = sorted({word.upper() for text in known_texts() for word in re.findall("[a-z]+", text.lower())})
     quotation = f"{_OPENING}[^{_CLOSING}]*{_CLOSING}"
     between = f"(?:[^A-Z{_OPENING}]|{quotation})"
-    several = f"{between}*[A-Z]+{between}+[A-Z]"
-    known = f"{between}*(?:{'|'.join(words)}){between}*\\z"
+    # Atomic: no other way to match is worth a search, and 40,000 signs would reach the library's limit of retries.
+    several = f"(?>{between}*)[A-Z]+(?>{between}+)[A-Z]"
+    known = f"(?>{between}*)(?:{'|'.join(words)})(?>{between}*)\\z"
     capitals = rf"(?:[^\p{{Ll}}\p{{Han}}{_OPENING}]|{quotation})*\z"
     return [
-        replace(Regex(f"[{_CALM}{_SHOUTING}]"), " "),
+        replace(Regex(f"[{_CALM}{_SHOUTING}{_WRITTEN}]"), " "),
         normalizers.Prepend(_CALM),
         replace(Regex(f"{_CALM}(?={capitals})(?={several}|{known})"), _SHOUTING),
         *(
@@ -99,6 +105,32 @@ def _without_shouting() -> list[normalizers.Normalizer]:
             for letter in string.ascii_uppercase
         ),
         replace(Regex(f"[{_CALM}{_SHOUTING}]"), ""),
+    ]
+
+
+def _with_words_quoted() -> list[normalizers.Normalizer]:
+    """Quotation marks around the one word that is to be written without any; all looking is bounded.
+
+    A quotation right behind it is the lettering, and the word is not.
+    """
+    replace = normalizers.Replace
+    word = f"{_SIGN}{{1,{LONGEST_SPELLED}}}(?![A-Za-z0-9'-])(?!\\s{{0,2}}[{_OPENING}\"'])"
+
+    def said_behind(words: str, never: tuple[str, ...], gap: str) -> normalizers.Normalizer:
+        return replace(Regex(f"{words}\\K{gap}(?=(?!(?i:{'|'.join(never)})(?!{_SIGN})){word})"), _WRITTEN)
+
+    english = f"(?<!{_SIGN})(?i:{{}})"
+    gap = r"(?:\s{1,2}|:\s{0,2})"
+    surfaces, kinds = "|".join(words_en.SURFACES_READING), "|".join(words_en.KINDS_WRITTEN)
+    endings = "|".join(f"{_WRITTEN}{_SIGN}{{{length}}}" for length in range(1, LONGEST_SPELLED + 1))
+    return [
+        said_behind(english.format("|".join(words_en.SAYING)), words_en.NEVER_SAID, gap),
+        said_behind(english.format(rf"(?:{surfaces})\s{{1,2}}reading"), words_en.NEVER_SAID, gap),
+        said_behind(english.format(kinds), words_en.NEVER_NAMED, gap),
+        said_behind(f"(?:{'|'.join(words_zh.WRITING)})", (), r"(?:\s{0,2}|:\s{0,2})"),
+        replace(Regex(f"(?<!{_SIGN})(?=(?i:{'|'.join(_ROAD_SIGNS)})\\s{{1,2}}(?i:signs?)(?!{_LETTER}))"), _WRITTEN),
+        replace(Regex(f"(?<={endings})(?!{_SIGN})"), _CLOSING),
+        replace(_WRITTEN, _OPENING),
     ]
 
 
@@ -117,6 +149,7 @@ def _normalizer() -> normalizers.Normalizer:
             replace(Regex(f"(?<!{_SIGN})[\"'](?=(?!\\s)[^\"']{{1,{_MAX_QUOTED}}}[\"'](?!{_LETTER}))"), _OPENING),
             replace(Regex(f"(?<={lookbehind})[\"']"), _CLOSING),
             *_without_shouting(),
+            *_with_words_quoted(),
             # "A red star", "A Red Star": an article. "a sign saying A" is a letter.
             replace(Regex("(?:^|(?<=[.!?:] ))A(?=\\s+\\S)"), "a"),
             replace(Regex(f"(?<!{_SIGN})A(?=\\s+[A-Z][a-z])"), "a"),

@@ -89,6 +89,11 @@ def test_from_nothing_to_a_picture(options, draw):
     assert start["parameters"].keys() == {"vae", "text_encoder", "transformer"}
     for stage in ("autoencoder", "flow", "distil"):
         assert lines_of(options, stage), stage
+    last = (options.run / "log.jsonl").read_text("utf-8").splitlines()[-1]
+    assert json.loads(last)["stage"] == "finished"
+    assert json.loads(last)["elapsed_s"] > sum(
+        lines_of(options, stage)[-1]["elapsed_s"] for stage in ("flow", "distil")
+    )
     stored = "transformer/diffusion_pytorch_model.safetensors"
     assert (options.run / "teacher" / stored).read_bytes() != (options.output / stored).read_bytes()
 

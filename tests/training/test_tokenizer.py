@@ -13,7 +13,7 @@ import pytest
 
 from training.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, build_tokenizer, make_tokenizer, vocabulary
 from training.world.captions import LANGUAGES, Language, caption, distracted
-from training.world.scene import draw_scene, draw_training_scene, is_held_out_word
+from training.world.scene import Lettering, Scene, draw_scene, draw_training_scene, is_held_out_word
 from training.world.vocabulary import WORDS
 
 TOKENIZER = make_tokenizer()
@@ -21,6 +21,10 @@ TOKENIZER = make_tokenizer()
 
 def tokens(text: str) -> list[str]:
     return TOKENIZER.encode(text).tokens
+
+
+def is_writable(scene: Scene) -> bool:
+    return not (isinstance(scene.subject, Lettering) and not scene.subject.text)
 
 
 def framed(text: str) -> str:
@@ -43,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_vocabulary_is_small_and_in_order():
     assert vocabulary()[:4] == SPECIAL_TOKENS
     assert list(vocabulary()[4:]) == sorted(set(vocabulary()[4:]))
-    assert len(vocabulary()) < 800
+    assert len(vocabulary()) <= 700
     assert TOKENIZER.get_vocab_size() == len(vocabulary())
 
 
@@ -51,7 +55,7 @@ def test_the_vocabulary_is_small_and_in_order():
 def test_no_caption_has_a_word_that_is_unknown(language: Language):
     rng = random.Random(22)
     for _ in range(5_000):
-        text = caption(draw_scene(rng, lambda _: True), language, rng)
+        text = caption(draw_scene(rng, is_writable), language, rng)
         assert UNKNOWN not in tokens(text), text
 
 
@@ -97,7 +101,7 @@ def test_all_quotations_are_spelled_alike(text: str):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a sign saying HELLO on blue", ["a", "sign", "saying", "H", "E", "L", "L", "O", "on", "blue"]),
+        ("a sign saying HELLO on blue", ["a", "sign", "saying", '"', "H", "E", "L", "L", "O", '"', "on", "blue"]),
         ("a sign saying A on blue", ["a", "sign", "saying", "A", "on", "blue"]),
         ("A star", ["a", "star"]),
         ("A star. A Red House", ["a", "star", ".", "a", "red", "house"]),
@@ -148,6 +152,64 @@ def test_other_capitals_are_spelled(text: str, letters: str):
     assert "".join(token for token in tokens(text) if token.isupper()) == letters
 
 
+@pytest.mark.parametrize(
+    ("text", "same_as"),
+    [
+        ("a sign saying hello", 'a sign saying "hello"'),
+        ("a Sign saying Hello", 'a sign saying "HELLO"'),
+        ("A SIGN SAYING HELLO", 'a sign saying "hello"'),
+        ("a sign saying HELLO, please", 'a sign saying "hello", please'),
+        ("a sign saying: hello!", 'a sign saying "hello"!'),
+        ("a sign with the word open", 'a sign with the word "open"'),
+        ("a sign that reads stop", 'a sign that reads "stop"'),
+        ("a sign that says  7up on red", 'a sign that says "7up" on red'),
+        ("a poster reading red", 'a poster reading "red"'),
+        ("the letter b on a sign", 'the letter "b" on a sign'),
+        ("写着hello的牌子", "写着“hello”的牌子"),
+        ("写着 Hello 的牌子", "写着“hello”的牌子"),
+        ("牌子上写着：open", "牌子上写着“open”"),
+        ("写着A的牌子", "写着“A”的牌子"),
+        ("写着2026的牌子", "写着“2026”的牌子"),
+        ("a stop sign", 'a "stop" sign'),
+        ("A Stop Sign in the snow", 'a "stop" sign in the snow'),
+        ("two exit signs", 'two "exit" signs'),
+        ("a sign saying abcdefghijkl", 'a sign saying "abcdefghijkl"'),
+    ],
+)
+def test_one_word_behind_a_word_of_writing_is_spelled(text: str, same_as: str):
+    assert tokens(text) == tokens(same_as)
+    assert '"' in tokens(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a sign saying the word",
+        "a sign that says a",
+        "the word on a sign",
+        "the number of stars",
+        "a cat reading a book",
+        "a sign saying abcdefghijklm",
+        "a sign saying don't",
+        "a sign and the letters",
+        "saying",
+        "写着",
+        "写着的牌子",
+        "plus sign",
+        "a red sign",
+        "nonstop sign",
+        "swords hello",
+    ],
+)
+def test_other_words_are_not_spelled(text: str):
+    assert not any(token.isupper() or token == '"' for token in tokens(text))
+
+
+def test_a_quotation_behind_a_word_is_the_lettering_and_the_word_is_not():
+    assert tokens('the text saying "hi"') == ["the", "text", "saying", '"', "H", "I", '"']
+    assert tokens('a sign saying hello "hi"')[3:] == [UNKNOWN, '"', "H", "I", '"']
+
+
 def test_words_kept_for_the_test_can_be_spelled():
     held_out = [word for word in WORDS if is_held_out_word(word)]
     assert held_out
@@ -164,6 +226,14 @@ def test_hostile_prompts_take_no_time():
         "A B " * 9_000,
         '"A" ' * 9_000,
         "“" * 9_000 + "”" * 9_000,
+        ": " * 20_000,
+        "saying " * 5_700,
+        "saying a " * 4_400,
+        "saying:  " * 4_400,
+        "写着" * 20_000,
+        "写着a" * 13_000,
+        "stop sign " * 4_000,
+        "sign reading " * 3_000,
     ):
         begin = perf_counter()
         tokens(text)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 RESULTS = _ROOT / "training" / "results"
+# What the judge has learnt to look at.
 SIDE = 256
 _GPU_WORKERS = 6
 
@@ -34,9 +35,10 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=_ROOT / "zimage_ui" / "mini", help="folder in diffusers layout")
     parser.add_argument("--judge", type=Path, default=RESULTS, help="folder with the judge's weights and its report")
     parser.add_argument("--prompts", type=int, default=500, help="held-out scenes, each said in both languages")
-    parser.add_argument("--unknown", type=int, default=60, help="scenes said with unknown words in between")
+    parser.add_argument("--unknown", type=int, default=60, help="scenes with unknown words, and of unknown things")
     parser.add_argument("--reconstructed", type=int, default=64, help="renders that the autoencoder is measured on")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--side", type=int, default=SIDE, help=f"of the pictures in pixels; judged at {SIDE}")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--workers", type=int, default=0, help="processes that share the device; 0 chooses")
@@ -52,19 +54,22 @@ def main(arguments: list[str]) -> int:
     if asked.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: the generator takes the device that is there
 
-    from training.evaluate.cases import grid_cases, held_out_cases, unknown_word_cases
+    from training.evaluate.cases import grid_cases, held_out_cases, unknown_thing_cases, unknown_word_cases
 
     cases = [
         *held_out_cases(asked.prompts, asked.seed),
         *unknown_word_cases(asked.unknown, asked.seed),
+        *unknown_thing_cases(asked.unknown, asked.seed),
         *grid_cases(asked.seed),
     ]
     pictures, judged, info = _paint_and_judge(asked, cases)
     report = _report(asked, info, judged, _reconstruction(asked))
     report["seconds"] = round(time.monotonic() - begun, 1)
     asked.output.mkdir(parents=True, exist_ok=True)
-    (asked.output / "scores.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    _write_grids(asked.output, pictures, judged)
+    name = "scores.json" if asked.side == SIDE else f"scores-{asked.side}.json"
+    (asked.output / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if asked.side == SIDE:  # the stored grids go with the stored scores
+        _write_grids(asked.output, pictures, judged)
     if asked.keep is not None:
         _keep_faulty(asked.keep, pictures, judged)
     _show(judged, report)
@@ -86,7 +91,7 @@ def _paint_and_judge(asked: argparse.Namespace, cases: Sequence[Case]) -> tuple[
         raise SystemExit("There is no GPU that torch can use: leave --device away, or give cpu.")
     network = load_network(asked.judge / WEIGHTS_FILE, torch.device("cuda" if on_gpu else "cpu"))
     workers = asked.workers or (_GPU_WORKERS if on_gpu else 1)
-    pictures, info = paint_all(Recipe(str(asked.model), asked.steps, SIDE), cases, workers, print)
+    pictures, info = paint_all(Recipe(str(asked.model), asked.steps, asked.side, SIDE), cases, workers, print)
     sights = look(network, pictures)
     judged = [Judged(case, judge_sight(sight, case.scene)) for case, sight in zip(cases, sights, strict=True)]
     return pictures, judged, info
@@ -108,10 +113,10 @@ def _report(
     asked: argparse.Namespace, info: ModelInfo, judged: Sequence[Judged], psnr_db: dict[str, float]
 ) -> dict[str, Any]:
     from training.evaluate import scores
-    from training.evaluate.cases import UNKNOWN_WORDS
+    from training.evaluate.cases import UNKNOWN_THINGS, UNKNOWN_WORDS
     from training.judge.__main__ import REPORT_FILE
 
-    test, unknown = _test_of(judged), _section_of(judged, UNKNOWN_WORDS)
+    test = _test_of(judged)
     table = scores.score_table(test)
     judge_report = asked.judge / REPORT_FILE
     return {
@@ -121,12 +126,19 @@ def _report(
         "scores": scores.as_json(table),
         "further": scores.as_json(scores.further_scores(test)),
         "sections": {name: scores.as_json(one) for name, one in scores.section_scores(test).items()},
-        "with_unknown_words": scores.as_json(scores.score_table(unknown)),
+        "with_unknown_words": scores.as_json(scores.score_table(_section_of(judged, UNKNOWN_WORDS))),
+        "unknown_things": scores.as_json(scores.score_table(_section_of(judged, UNKNOWN_THINGS))),
         "reconstruction_psnr_db": psnr_db,
         "reconstructed": asked.reconstructed,
         "judge": json.loads(judge_report.read_text(encoding="utf-8")) if judge_report.exists() else None,
         "model": {"name": info.name, "fingerprint": info.fingerprint, "trained": info.trained, "dtype": info.dtype},
-        "pictures": {"scenes": asked.prompts, "side": SIDE, "steps": asked.steps, "guidance_scale": 0.0},
+        "pictures": {
+            "scenes": asked.prompts,
+            "side": asked.side,
+            "judged_side": SIDE,
+            "steps": asked.steps,
+            "guidance_scale": 0.0,
+        },
         "device": info.device_name,
         "versions": info.versions,
         "command": shlex.join(["python", "-m", "training.evaluate", *sys.argv[1:]]),
@@ -136,9 +148,9 @@ def _report(
 
 def _test_of(judged: Sequence[Judged]) -> list[Judged]:
     """The test proper, on which the bars are set."""
-    from training.evaluate.cases import GRID, UNKNOWN_WORDS
+    from training.evaluate.cases import GRID, UNKNOWN_THINGS, UNKNOWN_WORDS
 
-    return [one for one in judged if one.case.section not in (GRID, UNKNOWN_WORDS)]
+    return [one for one in judged if one.case.section not in (GRID, UNKNOWN_WORDS, UNKNOWN_THINGS)]
 
 
 def _section_of(judged: Sequence[Judged], section: str) -> list[Judged]:
@@ -178,13 +190,14 @@ def _keep_faulty(folder: Path, pictures: Sequence[Picture], judged: Sequence[Jud
 
 
 def _show(judged: Sequence[Judged], report: dict[str, Any]) -> None:
-    from training.evaluate.cases import UNKNOWN_WORDS
+    from training.evaluate.cases import UNKNOWN_THINGS, UNKNOWN_WORDS
     from training.evaluate.scores import as_lines, further_scores, score_table
 
     test = _test_of(judged)
     lines = [*as_lines(score_table(test)), *as_lines(further_scores(test))[1:]]
-    if unknown := _section_of(judged, UNKNOWN_WORDS):
-        lines += ["with unknown words:", *as_lines(score_table(unknown))[1:]]
+    for heading, section in (("with unknown words:", UNKNOWN_WORDS), ("unknown things:", UNKNOWN_THINGS)):
+        if found := _section_of(judged, section):
+            lines += [heading, *as_lines(score_table(found))[1:]]
     lines += [f"reconstruction at {size}: {value:.2f} dB" for size, value in report["reconstruction_psnr_db"].items()]
     lines += [f"MISSED  {line}" for line in report["missed_bars"]]
     print(*lines, sep="\n")

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.world.captions import LANGUAGES, Language, caption, distracted
+from training.world.captions import LANGUAGES, Language, caption, distracted, told_of_strangers
 from training.world.scene import (
     Lettering,
     Pair,
@@ -16,8 +16,11 @@ from training.world.scene import (
     is_held_out_relation,
     is_held_out_word,
 )
+from training.world.strangers import UNSEEN_CHINESE, UNSEEN_ENGLISH, Noun
 
 UNKNOWN_WORDS = "unknown words"
+UNKNOWN_THINGS = "unknown things"
+_UNSEEN: dict[Language, tuple[Noun, ...]] = {"en": UNSEEN_ENGLISH, "zh": UNSEEN_CHINESE}
 GRID = "grid"
 GRID_COUNT = 64
 
@@ -114,6 +117,21 @@ def unknown_word_cases(scenes: int, seed: int) -> list[Case]:
         )
         for case in cases
     ]
+
+
+def unknown_thing_cases(scenes: int, seed: int) -> list[Case]:
+    """Things that nobody ever named in training, in colours: what is left of such a prompt is its background alone."""
+    name = f"unknown things {seed}"
+    rng = random.Random(name)
+    cases: list[Case] = []
+    for number in range(scenes):
+        scene = draw_scene(rng, lambda scene: True, "nothing")
+        noise = 1_000_000 * seed + 800_000 + number
+        for language in LANGUAGES:
+            said = random.Random(f"{name} {noise} {language}")
+            text = told_of_strangers(scene, language, said, _UNSEEN[language], colourless=0.0)
+            cases.append(Case(UNKNOWN_THINGS, language, text, scene, noise))
+    return cases
 
 
 def _cases(sections: tuple[_Section, ...], scenes: int, name: str, first_seed: int) -> list[Case]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from zimage_ui.generator.base import ModelInfo, WarmupProgress
 from zimage_ui.generator.zimage import ZImageGenerator
@@ -28,15 +29,23 @@ _EMBEDDING_CACHE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How every picture is made."""
+    """How every picture is made.
+
+    Attributes:
+        model: folder of it.
+        steps: of the sampler.
+        side: of the picture, in pixels.
+        seen_side: of what becomes of it, in pixels.
+    """
 
     model: str
     steps: int
     side: int
+    seen_side: int
 
 
 class Painter:
-    """A loaded generator that makes the pictures of cases, (side, side, 3) in 8-bit RGB."""
+    """A loaded generator that makes the pictures of cases, (seen_side, seen_side, 3) in 8-bit RGB."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -56,11 +65,18 @@ class Painter:
             preview=False,
         )
         image = self._generator.generate(request).images[0]
-        return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
+        return resized(np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3), recipe.seen_side)
 
     def close(self) -> None:
         """Release the device."""
         self._generator.close()
+
+
+def resized(picture: Picture, side: int) -> Picture:
+    """`picture` with sides of `side` pixels; the very same one if it has them."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def _hear_nothing(progress: WarmupProgress) -> None:

@@ -67,7 +67,9 @@ def further_scores(judged: Sequence[Judged]) -> Table:
             ),
             "all asked for": Score.of(is_all_right(one.verdict) for one in mine),
             "word, of a list": Score.of(bool(one.verdict.word) for one in words if _text(one) in WORDS),
-            "word, letters drawn": Score.of(bool(one.verdict.word) for one in words if _text(one) not in WORDS),
+            "word, letters drawn": Score.of(
+                bool(one.verdict.word) for one in words if _text(one) and _text(one) not in WORDS
+            ),
         }
         table[language] = {name: score for name, score in scores.items() if score is not None}
     return table

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.judge.examples import COLOUR_NAMES, LABELS, Column, Layer
+from training.judge.examples import LABELS, Column, Layer
 from training.judge.network import STRIDES, Output
-from training.world.vocabulary import BACKGROUNDS
 
 # Of the Gaussian around a centre, in cells: a share of the radius, within bounds.
 _SIGMA_SHARE, _SIGMA_BOUNDS = 0.25, (0.7, 2.0)
@@ -61,24 +60,6 @@ def layer_targets(objects: Tensor, layer: Layer, height: int, width: int) -> Lay
         found[:, Column.COLOUR].long(),
         found[:, Column.RADIUS].log(),
     )
-
-
-def perfect_output(objects: Tensor, backgrounds: Tensor, height: int, width: int) -> Output:
-    """What a network without fault would say: the targets as logits."""
-    heat: dict[Layer, Tensor] = {}
-    colours: dict[Layer, Tensor] = {}
-    log_radii: dict[Layer, Tensor] = {}
-    for layer in LABELS:
-        target = layer_targets(objects, layer, height, width)
-        heat[layer] = torch.logit(target.heat, eps=1e-4)
-        if layer is Layer.GLYPH:
-            continue
-        pictures, _, rows, columns = target.heat.shape
-        colours[layer] = torch.zeros((pictures, len(COLOUR_NAMES), rows, columns), device=objects.device)
-        colours[layer][target.picture, target.colour, target.row, target.column] = 10.0
-        log_radii[layer] = torch.zeros((pictures, rows, columns), device=objects.device)
-        log_radii[layer][target.picture, target.row, target.column] = target.log_radius
-    return Output(heat, colours, log_radii, 10.0 * functional.one_hot(backgrounds, len(BACKGROUNDS)).float())
 
 
 def loss_of(output: Output, objects: Tensor, backgrounds: Tensor, height: int, width: int) -> Tensor:

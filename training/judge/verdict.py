@@ -31,7 +31,7 @@ class Verdict:
         place: a single thing is in its part of the picture; two things stand in their relation.
         count: exactly as many as asked for, and no thing of another kind.
         background: the right colour or scenery.
-        word: exactly the word, read from left to right.
+        word: exactly the word, read from left to right; no letter on a board that is to stay empty.
         clean: nothing on it that the scene does not ask for, neither things nor letters.
     """
 

@@ -1,7 +1,8 @@
 """Says what is on a picture, in English or Chinese, in the many ways in which people say it.
 
-A caption determines the picture: what it leaves unsaid is medium in size, in the centre, flat in style, or on white.
-`distracted` adds what the model has no word for, so that it learns to paint the rest all the same.
+A caption determines the picture: what it leaves unsaid is medium in size, in the centre, flat in style, on white, or in
+the colour that such a thing usually has there. `distracted` adds what the model has no word for, so that it learns to
+paint the rest all the same; `told_of_strangers` names things that are not on the picture, since nobody could draw them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,23 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from training.world import captions_en, captions_zh, words_en, words_zh
-from training.world.scene import Scene
+from training.world import captions_en, captions_zh, strangers, words_en, words_zh
+from training.world.scene import (
+    Group,
+    Item,
+    Lettering,
+    Pair,
+    Scene,
+    Single,
+    Stranger,
+    Subject,
+    colours_left_unsaid,
+    draw_scene,
+)
 from training.world.wordings import Wordings, literal_texts
 
 Language = Literal["en", "zh"]
@@ -156,10 +169,7 @@ _ACRONYMS = (
     "RAW",
     "XXL",
 )
-_STRANGERS: dict[Language, tuple[str, ...]] = {
-    "en": ("dog", "girl", "man", "dragon", "robot", "horse", "tiger", "woman", "chair", "snake"),
-    "zh": ("狗", "女孩", "男人", "龙", "机器人", "马", "老虎", "椅子"),
-}
+STRANGERS: dict[Language, tuple[strangers.Noun, ...]] = {"en": strangers.ENGLISH, "zh": strangers.CHINESE}
 _WITH_A_STRANGER: dict[Language, tuple[str, ...]] = {
     "en": (
         "a {stranger} and {text}",
@@ -169,7 +179,13 @@ _WITH_A_STRANGER: dict[Language, tuple[str, ...]] = {
         "a {stranger} next to {text}",
         "the {stranger} has {text}",
     ),
-    "zh": ("一个{stranger}和{text}", "{text}和一个{stranger}", "{stranger}，{text}", "{stranger}在{text}旁边"),
+    "zh": (
+        "一{measure}{stranger}和{text}",
+        "{text}和一{measure}{stranger}",
+        "{stranger}，{text}",
+        "{text}，还有{stranger}",
+        "{stranger}在{text}旁边",
+    ),
 }
 # What makes capitals lettering.
 _WRITING = re.compile(
@@ -185,16 +201,26 @@ _MEDIA = (
     "a sketch of",
 )
 _NAMES_A_THING = ("a ", "an ", "the ", "one ", "two ", "three ", "four ")
-_STRANGER_SHARE, _ACRONYM_SHARE = 0.12, 0.25
+_STRANGER_SHARE, _ACRONYM_SHARE = 0.15, 0.25
+_DESCRIBED_SHARE = 0.5
+_DISTRACTED_SHARE = 0.2
+# Of the captions of a picture without a subject, plain or scenic, and of one thing in the centre: those of strangers.
+_OF_STRANGERS_ON_PLAIN, _OF_STRANGERS_IN_SCENERY, _OF_STRANGERS_BESIDE = 0.8, 0.25, 0.12
+_STRANGE_SUBJECTS = {"single": 0.6, "group": 0.25, "pair": 0.15}
+_COLOURLESS_STRANGERS = 0.3
 _EN_PLACE = re.compile(r"\b(?:left|right|top|bottom|upper|lower|middle|cent(?:er|re|ered)|edge|picture|image)\b")
 _ZH_PLACE = re.compile("[左右中里内旁边侧]|[上下](?:方|边|面|部)|部|图|角|位于")
 _EN_NOUN = re.compile(
-    r"""(?P<article>\b[aA]n? )?(?<!["'“‘])\b(?P<noun>"""
+    r"""(?P<article>\b[aA]n? )?(?<!["'“‘])"""
+    # What is written is no noun.
+    + "".join(f"(?<!{word} )" for word in (*words_en.SAYING, "reading", *words_en.KINDS_WRITTEN))
+    + r"\b(?P<noun>"
     + "|".join(
         sorted({form for nouns in words_en.NOUNS.values() for noun in nouns for form in noun}, key=len, reverse=True)
     )
     + r")\b"
 )
+_A = re.compile(r"\ba (?=[aeiouAEIOU])")
 _ZH_MEASURED = re.compile(
     "[一两三四几1-4][" + "".join(sorted({m for nouns in words_zh.NOUNS.values() for ms, _ in nouns for m in ms})) + "]"
 )
@@ -202,7 +228,90 @@ _ZH_MEASURED = re.compile(
 
 def caption(scene: Scene, language: Language, rng: random.Random) -> str:
     """One of the many ways to say `scene` in `language`."""
-    return (captions_en if language == "en" else captions_zh).say(scene, rng)
+    return _say(scene, colours_left_unsaid(scene, rng), language, rng)
+
+
+def training_caption(scene: Scene, language: Language, rng: random.Random) -> str:
+    """What the model learns `scene` from: a caption of it, or one of strangers, perhaps distracted."""
+    of_strangers = _can_have_strangers(scene) and rng.random() < _share_of_strangers(scene)
+    text = told_of_strangers(scene, language, rng) if of_strangers else caption(scene, language, rng)
+    return distracted(text, language, rng) if rng.random() < _DISTRACTED_SHARE else text
+
+
+def told_of_strangers(
+    scene: Scene,
+    language: Language,
+    rng: random.Random,
+    nouns: Sequence[strangers.Noun] | None = None,
+    colourless: float = _COLOURLESS_STRANGERS,
+) -> str:
+    """What people say who name things that the model cannot draw, so that `scene` is what is left of it.
+
+    Args:
+        scene: without a subject, or with one item in the centre, which gets a stranger beside it.
+        language: of the caption.
+        rng: what decides.
+        nouns: of the strangers; those of the training by default.
+        colourless: how often a stranger's colour is not said.
+
+    Raises:
+        ValueError: the scene's subject leaves no room for a stranger.
+    """
+    if not _can_have_strangers(scene):
+        raise ValueError(f"no stranger fits beside {scene.subject}")
+    table = STRANGERS[language] if nouns is None else nouns
+    subject = _strange_subject(table, rng) if scene.subject is None else _beside_a_stranger(scene.items[0], table, rng)
+    told = replace(scene, subject=subject)
+    colourless_ones = (item for item in told.items if isinstance(item, Stranger) and rng.random() < colourless)
+    return _say(told, {*colours_left_unsaid(scene, rng), *colourless_ones}, language, rng)
+
+
+def _say(scene: Scene, uncoloured: Collection[Item | Lettering], language: Language, rng: random.Random) -> str:
+    return (captions_en if language == "en" else captions_zh).say(scene, uncoloured, rng)
+
+
+def _can_have_strangers(scene: Scene) -> bool:
+    match scene.subject:
+        case Single(position=position):
+            return position == "centre"
+        case None:
+            return True
+    return False
+
+
+def _share_of_strangers(scene: Scene) -> float:
+    if scene.subject is not None:
+        return _OF_STRANGERS_BESIDE
+    return _OF_STRANGERS_IN_SCENERY if scene.is_scenic else _OF_STRANGERS_ON_PLAIN
+
+
+def _strange_subject(nouns: Sequence[strangers.Noun], rng: random.Random) -> Subject:
+    kind = rng.choices(list(_STRANGE_SUBJECTS), list(_STRANGE_SUBJECTS.values()))[0]
+    match draw_scene(rng, lambda _: True, kind).subject:
+        case Pair(first, relation, second):
+            return Pair(_stranger(first, nouns, rng), relation, _stranger(second, nouns, rng))
+        case Single(item) | Group(item) as subject:
+            return replace(subject, item=_stranger(item, nouns, rng))
+    raise AssertionError("strangers are single, in pairs or in groups")
+
+
+def _beside_a_stranger(known: Item, nouns: Sequence[strangers.Noun], rng: random.Random) -> Pair:
+    """Inside or around another thing sizes mostly go unsaid: only what is medium may be there."""
+
+    def fits(scene: Scene) -> bool:
+        return isinstance(scene.subject, Pair) and (scene.subject.relation != "inside" or known.size == "medium")
+
+    drawn = draw_scene(rng, fits, "pair")
+    assert isinstance(drawn.subject, Pair)
+    first, relation, second = drawn.subject.first, drawn.subject.relation, drawn.subject.second
+    if rng.random() < 0.5:
+        return Pair(known, relation, _stranger(second, nouns, rng))
+    return Pair(_stranger(first, nouns, rng), relation, known)
+
+
+def _stranger(item: Item, nouns: Sequence[strangers.Noun], rng: random.Random) -> Stranger:
+    noun = rng.choice(nouns)
+    return Stranger(noun[0], item.colour, item.size, (noun,))
 
 
 def distracted(text: str, language: Language, rng: random.Random) -> str:
@@ -246,8 +355,28 @@ def _with_stranger(text: str, language: Language, rng: random.Random) -> str:
         names_one = len(_ZH_MEASURED.findall(text)) == 1 and not _ZH_PLACE.search(text)
     if not names_one:
         return text
-    stranger = _acronym(rng) if rng.random() < _ACRONYM_SHARE else rng.choice(_STRANGERS[language])
-    return rng.choice(_WITH_A_STRANGER[language]).format(text=text.rstrip(".。"), stranger=stranger)
+    singular_or_measures, noun = rng.choice(STRANGERS[language])
+    stranger = noun if language == "zh" else singular_or_measures
+    if rng.random() < _ACRONYM_SHARE:
+        stranger = _acronym(rng)
+    if rng.random() < _DESCRIBED_SHARE:
+        stranger = _described(stranger, language, rng)
+    measure = singular_or_measures[0]
+    template = rng.choice(_WITH_A_STRANGER[language])
+    if language == "en":
+        template = _A.sub("an ", template.replace("{stranger}", stranger))
+    return template.format(text=text.rstrip(".。"), stranger=stranger, measure=measure)
+
+
+def _described(stranger: str, language: Language, rng: random.Random) -> str:
+    """`stranger` with a colour, a size or an adjective of its own."""
+    tables = words_en if language == "en" else words_zh
+    colour = rng.choice(list(tables.COLOUR_WORDS.values())).pick(rng)
+    adjective = rng.choice(_ADJECTIVES[language])
+    if language == "en":
+        size = rng.choice((words_en.SIZE_WORDS["small"], words_en.SIZE_WORDS["big"])).pick(rng)
+        return f"{rng.choice((colour, size, adjective))} {stranger}"
+    return rng.choice((f"{colour}的{stranger}", f"{rng.choice('大小')}{stranger}", f"{adjective}的{stranger}"))
 
 
 def _with_praise(text: str, language: Language, rng: random.Random, shows_writing: bool) -> str:

@@ -1,12 +1,17 @@
-"""Says a scene in English, as people type it: in sentences or as a row of remarks."""
+"""Says a scene in English, as people type it: in sentences or as a row of remarks.
+
+Some colours, sizes, places and backgrounds go unsaid: see `captions.py`.
+"""
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Collection
 
 from training.world import words_en as words
-from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid, is_held_out
+from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, Stranger, is_held_out
+from training.world.unwritable import draw_unwritable
 from training.world.wordings import kind_of_text
 
 _SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5, "uncounted": 0.1}
@@ -14,12 +19,17 @@ _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "be
 _AN = re.compile(r"\b([aA]) (?=[aeiou])")
 _REMARKS, _ARTICLES_IN_REMARKS = 0.25, 0.15
 _NO_ARTICLES = 0.08
+# Of the texts that no board can have.
+_CHINESE_SHARE = 0.6
 
 
-def say(scene: Scene, rng: random.Random) -> str:
-    """An English caption of `scene`. What it leaves unsaid is medium, in the centre, flat, or white behind."""
+def say(scene: Scene, uncoloured: Collection[Item | Lettering], rng: random.Random) -> str:
+    """An English caption of `scene`, silent on the colours of what is in `uncoloured`.
+
+    What it leaves unsaid otherwise is medium, in the centre, flat, or white behind.
+    """
     remarks = rng.random() < _REMARKS
-    text = _AN.sub(r"\1n ", _Speaker(rng, remarks, colours_left_unsaid(scene, rng)).say(scene))
+    text = _AN.sub(r"\1n ", _Speaker(rng, remarks, uncoloured).say(scene))
     if rng.random() < 0.25:
         text = text[0].upper() + text[1:]
         return text + "." if rng.random() < 0.5 else text
@@ -29,7 +39,7 @@ def say(scene: Scene, rng: random.Random) -> str:
 class _Speaker:
     """One caption in the making: a row of `remarks` or a sentence, silent on the colours of what is in `uncoloured`."""
 
-    def __init__(self, rng: random.Random, remarks: bool, uncoloured: frozenset[Item | Lettering]) -> None:
+    def __init__(self, rng: random.Random, remarks: bool, uncoloured: Collection[Item | Lettering]) -> None:
         self._rng = rng
         self._uncoloured = uncoloured
         self._remarks = remarks
@@ -154,7 +164,7 @@ class _Speaker:
 
     def _words(self, item: Item, plural: bool = False, says_size: bool = True) -> str:
         rng = self._rng
-        nouns = words.NOUNS[item.thing]
+        nouns = item.nouns if isinstance(item, Stranger) else words.NOUNS[item.thing]
         noun = nouns[0 if self._chance(0.75) else rng.randrange(len(nouns))][plural]
         adjectives = [] if item in self._uncoloured else [self._colour(item.colour)]
         if says_size and (item.size != "medium" or self._chance(_SAID["medium"])):
@@ -163,17 +173,25 @@ class _Speaker:
 
     def _lettering(self, lettering: Lettering) -> str:
         rng = self._rng
-        quoted = lettering.text == "A" or self._chance(0.85)  # without quotation marks, "A" would be an article
+        text = lettering.text or draw_unwritable(rng, _CHINESE_SHARE)
+        quoted = not (lettering.text and words.can_go_unquoted(text)) or self._chance(0.85)
         template = (words.LETTERING if quoted else words.LETTERING_UNQUOTED).pick(rng)
+        written = self._quoted(text) if quoted else self._unquoted(text, template)
         if lettering in self._uncoloured:
             template = template.replace("{colour} ", "")
-        text = template.format(
+        said = template.format(
             colour=self._colour(lettering.colour),
             surface=words.SURFACES[lettering.surface].pick(rng),
-            kind=words.KINDS_OF_TEXT[kind_of_text(lettering.text)].pick(rng),
-            text=self._quoted(lettering.text) if quoted else lettering.text,
+            kind=words.KINDS_OF_TEXT[kind_of_text(text)].pick(rng),
+            text=written,
         )
-        return text if self._articles else text.removeprefix("a ").removeprefix("the ")
+        return said if self._articles else said.removeprefix("a ").removeprefix("the ")
+
+    def _unquoted(self, text: str, template: str) -> str:
+        """In capitals; in small letters only where a word of writing stands right before them."""
+        if template in words.LETTERING_BY_CAPITALS:
+            return text
+        return self._rng.choices((text, text.lower(), text.capitalize()), cum_weights=(0.5, 0.85, 1.0))[0]
 
     def _quoted(self, text: str) -> str:
         cased = self._rng.choices((text, text.lower(), text.capitalize()), cum_weights=(0.75, 0.9, 1.0))[0]

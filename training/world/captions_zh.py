@@ -1,17 +1,21 @@
-"""Says a scene in Chinese, as people type it. The same defaults as in English."""
+"""Says a scene in Chinese, as people type it. What goes unsaid is what does in English: see `captions.py`."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from training.world import words_zh as words
-from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, colours_left_unsaid, is_held_out
+from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, Stranger, is_held_out
+from training.world.unwritable import draw_unwritable
 from training.world.wordings import kind_of_text
 
 _SAID = {"centre": 0.3, "medium": 0.04, "flat": 0.08, "inside": 0.25, "white": 0.5, "uncounted": 0.1}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SHORT_COLOUR, _COUNTED_ONE = 0.06, 0.6
+# Of the texts that no board can have.
+_CHINESE_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,12 @@ class _Phrase:
     is_noun: bool
 
 
-def say(scene: Scene, rng: random.Random) -> str:
-    """A Chinese caption of `scene`. What it leaves unsaid is medium, in the centre, flat, or white behind."""
-    text = _Speaker(rng, colours_left_unsaid(scene, rng)).say(scene)
+def say(scene: Scene, uncoloured: Collection[Item | Lettering], rng: random.Random) -> str:
+    """A Chinese caption of `scene`, silent on the colours of what is in `uncoloured`.
+
+    What it leaves unsaid otherwise is medium, in the centre, flat, or white behind.
+    """
+    text = _Speaker(rng, uncoloured).say(scene)
     if rng.random() < 0.12:
         text = text.replace("，", rng.choice((",", " ", ", ")))
     return text + words.FULL_STOP if rng.random() < 0.15 else text
@@ -33,7 +40,7 @@ def say(scene: Scene, rng: random.Random) -> str:
 class _Speaker:
     """One caption in the making, silent on the colours of what is in `uncoloured`."""
 
-    def __init__(self, rng: random.Random, uncoloured: frozenset[Item | Lettering]) -> None:
+    def __init__(self, rng: random.Random, uncoloured: Collection[Item | Lettering]) -> None:
         self._rng = rng
         self._uncoloured = uncoloured
 
@@ -140,7 +147,7 @@ class _Speaker:
         return number + self._measure(measures) + self._words(item, noun, says_size)
 
     def _noun(self, item: Item) -> tuple[str, str]:
-        nouns = words.NOUNS[item.thing]
+        nouns = item.nouns if isinstance(item, Stranger) else words.NOUNS[item.thing]
         return nouns[0 if self._chance(0.7) else self._rng.randrange(len(nouns))]
 
     def _measure(self, measures: str) -> str:
@@ -164,7 +171,9 @@ class _Speaker:
         rng = self._rng
         surfaces = words.SURFACES[lettering.surface]
         measures, surface = surfaces[0 if self._chance(0.7) else rng.randrange(len(surfaces))]
-        is_noun, quoted = self._chance(0.5), lettering.text[0].isdigit() or self._chance(0.9)
+        text = lettering.text or draw_unwritable(rng, _CHINESE_SHARE)
+        needs_quotation = not words.can_go_unquoted(text) or (not lettering.text and text.isascii())
+        is_noun, quoted = self._chance(0.5), needs_quotation or self._chance(0.9)
         if is_noun:
             wordings = words.LETTERING_NOUN if quoted else words.LETTERING_NOUN_UNQUOTED
         else:
@@ -172,14 +181,17 @@ class _Speaker:
         template = wordings.pick(rng)
         if lettering in self._uncoloured:
             template = template.replace("{colour}的", "").replace("{colour}", "")
-        text = template.format(
+        said = template.format(
             one=words.NUMBERS[1].pick(rng) + self._measure(measures) if self._chance(_COUNTED_ONE) else "",
             colour=words.COLOUR_WORDS[lettering.colour].pick(rng),
             surface=surface,
-            kind=words.KINDS_OF_TEXT[kind_of_text(lettering.text)].pick(rng),
-            text=self._quoted(lettering.text) if quoted else lettering.text,
+            kind=words.KINDS_OF_TEXT[kind_of_text(text)].pick(rng),
+            text=self._quoted(text) if quoted else self._unquoted(text),
         )
-        return _Phrase(text, is_noun)
+        return _Phrase(said, is_noun)
+
+    def _unquoted(self, text: str) -> str:
+        return self._rng.choices((text, text.lower(), text.capitalize()), cum_weights=(0.5, 0.85, 1.0))[0]
 
     def _quoted(self, text: str) -> str:
         cased = self._rng.choices((text, text.lower(), text.capitalize()), cum_weights=(0.8, 0.92, 1.0))[0]

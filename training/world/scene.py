@@ -2,7 +2,7 @@
 
 Held out of training are a tenth of the pairs of thing and colour, of the triples of thing, relation and thing, and of
 the words. Which ones is decided by a hash of their names, so that it never depends on the order of drawing. The model
-is judged on those: it has to combine what it knows. A triple named the other way round is another one.
+is judged on those: it has to combine what it knows. A triple is held out by what is to be seen, however it is named.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Stranger(Item):
+    """Something to be said that cannot be drawn, so no part of a picture; `nouns` as in the tables of words."""
+
+    nouns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Single:
     """One item at one of the nine positions."""
 
@@ -69,7 +76,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Lettering:
-    """A word of 1 to 6 capitals or digits on a sign or a poster of some colour."""
+    """A word of 1 to 6 capitals or digits on a sign or a poster of some colour; "" leaves it empty."""
 
     surface: str
     colour: str
@@ -105,7 +112,15 @@ class Scene:
 
 
 # How often each kind of scene is drawn.
-_KINDS: dict[str, float] = {"single": 0.32, "pair": 0.24, "group": 0.14, "lettering": 0.23, "scenery": 0.07}
+_KINDS: dict[str, float] = {
+    "single": 0.31,
+    "pair": 0.23,
+    "group": 0.13,
+    "lettering": 0.22,
+    "board": 0.01,
+    "scenery": 0.05,
+    "nothing": 0.05,
+}
 _SCENIC_SHARE = 0.35
 _STYLES = {"flat": 0.8, "outline": 0.1, "pastel": 0.1}
 _SIZES = {"small": 0.25, "medium": 0.5, "big": 0.25}
@@ -115,6 +130,9 @@ _USUAL_SHARE = 0.13
 _UNSAID_SHARE, _UNSAID_OF_TWO = 0.3, 0.8
 # Of plain backgrounds, beyond its turn: who names no background means white.
 _WHITE_SHARE = 0.15
+
+
+_SEEN_FROM_THE_OTHER = {"right of": "left of", "below": "above"}
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -135,13 +153,19 @@ def is_held_out_pair(thing: str, colour: str) -> bool:
 
 
 def is_held_out_relation(first: str, relation: str, second: str) -> bool:
-    """Whether these two things in this relation are kept for the test, whatever their colours."""
-    return _one_in_ten("relation", first, relation, second)
+    """Whether these two things in this relation are kept for the test, in all colours and named from either side.
+
+    Two names of the same picture are one relation: what is below has the other above it, and "next to" stands like
+    "left of" (see `layout`).
+    """
+    if relation in _SEEN_FROM_THE_OTHER:
+        first, relation, second = second, _SEEN_FROM_THE_OTHER[relation], first
+    return _one_in_ten("relation", first, "left of" if relation == "next to" else relation, second)
 
 
 def is_held_out_word(text: str) -> bool:
     """Whether this word is kept for the test."""
-    return _one_in_ten("word", text)
+    return bool(text) and _one_in_ten("word", text)
 
 
 def _one_in_ten(*names: str) -> bool:
@@ -216,7 +240,8 @@ def draw_scene(rng: random.Random, accept: Callable[[Scene], bool], kind: str | 
     Args:
         rng: what decides.
         accept: says yes or no.
-        kind: "single", "pair", "group", "lettering" or "scenery"; None draws it.
+        kind: "single", "pair", "group", "lettering", "board" (one without letters), "scenery" or "nothing" (a scenery
+            or a plain colour); None draws it.
     """
     while True:
         scene = _draw(rng, kind or _weighted(rng, _KINDS))
@@ -233,6 +258,8 @@ def _draw(rng: random.Random, kind: str) -> Scene:
         background = "white"
     if kind == "scenery":
         return Scene(None, background, style if style == "outline" else "flat")
+    if kind == "nothing":
+        return Scene(None, background, style)
     hidden = _hidden_colours(background)
     first, second = rng.sample([colour for colour in palette if colour not in hidden], 2)
     scene = Scene(_draw_subject(rng, kind, first, second), background, style)
@@ -247,6 +274,8 @@ def _draw_subject(rng: random.Random, kind: str, first: str, second: str) -> Sub
         return Group(item, rng.choice(COUNTS[1:]))
     if kind == "lettering":
         return Lettering(rng.choice(SURFACES), first, _draw_text(rng))
+    if kind == "board":
+        return Lettering(rng.choice(SURFACES), first, "")
     relation = rng.choice(RELATIONS)
     if relation == "inside":
         return Pair(replace(item, size="small"), relation, Item(rng.choice(CONTAINERS), second, "big"))

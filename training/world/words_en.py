@@ -179,10 +179,15 @@ PAIRS = {
     ),
     "above": Wordings(
         "{a} above {b}",
+        "{a} on {b}",
+        "{a} on top of {b}",
         "{a} over {b}",
+        "{a} sitting on {b}",
+        "{b} with {a} on it",
         "{b} with {a} above it",
         "{a} at the top and {b} at the bottom",
-        "{a} on top of {b}",
+        "{a} standing on {b}",
+        "{b} with {a} on top",
         "above {b} is {a}",
         "{a} at the top, {b} at the bottom",
     ),
@@ -248,7 +253,14 @@ COLOUR_AHEAD = Wordings(
 COLOUR_TAGS = Wordings(
     "{colour} background", "plain {colour} background", "background {colour}", "solid {colour} background"
 )
-COLOUR_ALONE = Wordings("a plain {colour} background", "a {colour} background", "just {colour}", "nothing but {colour}")
+COLOUR_ALONE = Wordings(
+    "a plain {colour} background",
+    "{colour} background",
+    "a {colour} background",
+    "just {colour}",
+    "nothing but {colour}",
+    "an empty {colour} background",
+)
 
 # In a scenery: where or when, what stands in the background, and as one remark among others.
 SCENERY_PLACES = {
@@ -405,7 +417,7 @@ LETTERING = Wordings(
     "{text} written on a {colour} {surface}",
     "a {colour} {surface} on which {text} is written",
 )
-# Capitals without quotation marks are lettering only where a word of writing stands right before or behind them.
+# Without quotation marks it is lettering only where a word of writing stands right before or, for capitals, behind it.
 LETTERING_UNQUOTED = Wordings(
     "a {colour} {surface} saying {text}",
     "a {colour} {surface} that says {text}",
@@ -416,6 +428,13 @@ LETTERING_UNQUOTED = Wordings(
     "a {colour} {surface} with the text {text}",
     "a {colour} {text} {surface}",
 )
+LETTERING_BY_CAPITALS = ("a {colour} {text} {surface}",)
+# Right behind these one word is lettering, in quotation marks or not, but for those that hardly ever are.
+SAYING = ("saying", "says", "say", "reads")
+KINDS_WRITTEN = ("word", "lettering", "letters", "letter", "text", "code", "number", "digits")
+SURFACES_READING = ("sign", "signboard", "board", "poster", "placard")
+NEVER_SAID = ("the", "a", "an")
+NEVER_NAMED = (*NEVER_SAID, "of", "is", "on", "in", "that", "and", "with")
 KINDS_OF_TEXT = {
     "word": Wordings("word", "word", "lettering", "letters"),
     "letter": Wordings("letter", "letter", "word"),
@@ -423,6 +442,12 @@ KINDS_OF_TEXT = {
     "number": Wordings("number", "number", "digits"),
 }
 QUOTATION_MARKS = Wordings('"{}"', '"{}"', '"{}"', "“{}”", "'{}'", "‘{}’")
+
+
+def can_go_unquoted(text: str) -> bool:
+    """Whether `text` is lettering without quotation marks, too; some words would be taken for what they mean."""
+    return text.lower() not in NEVER_NAMED
+
 
 WORD_TABLES = (
     NOUNS,

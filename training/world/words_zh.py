@@ -143,7 +143,19 @@ PAIR_NOUN = Wordings("{b}{side}的{a}", "在{b}{side}的{a}")
 PAIRS_APART = {
     "left of": Wordings("左边是{a}，右边是{b}", "{a}在左，{b}在右", "{a}在左边，{b}在右边", "左边{a}，右边{b}"),
     "right of": Wordings("右边是{a}，左边是{b}", "{a}在右，{b}在左", "{a}在右边，{b}在左边", "右边{a}，左边{b}"),
-    "above": Wordings("上面是{a}，下面是{b}", "{a}在上，{b}在下", "{a}在上方，{b}在下方"),
+    "above": Wordings(
+        "{b}上有{a}",
+        "{b}上的{a}",
+        "{a}在{b}上",
+        "{a}坐在{b}上",
+        "上面是{a}，下面是{b}",
+        "{b}上坐着{a}",
+        "{a}在上，{b}在下",
+        "{a}站在{b}上",
+        "坐在{b}上的{a}",
+        "{b}上面坐着{a}",
+        "{a}在上方，{b}在下方",
+    ),
     "below": Wordings("下面是{a}，上面是{b}", "{a}在下，{b}在上", "{a}在下方，{b}在上方"),
     "next to": Wordings("{a}和{b}", "{a}和{b}并排", "{a}与{b}", "{a}跟{b}挨在一起"),
     "inside": Wordings("{b}里有{a}", "{a}在{b}里", "{b}，里面有{a}", "{b}包着{a}", "{b}，中间是{a}"),
@@ -255,7 +267,7 @@ LETTERING_CLAUSE = Wordings(
     "{text}写在{one}{colour}{surface}上",
     "{one}{colour}的{surface}写着{text}",
 )
-# Capitals without quotation marks are lettering only where a word of writing stands right before them.
+# Without quotation marks it is lettering only where a word of writing stands right before it.
 LETTERING_NOUN_UNQUOTED = Wordings(
     "{one}写着{text}的{colour}{surface}", "{one}印着{text}的{colour}{surface}", "{one}写有{text}的{colour}{surface}"
 )
@@ -273,6 +285,15 @@ KINDS_OF_TEXT = {
     "code": Wordings("文字", "字样"),
 }
 QUOTATION_MARKS = Wordings("“{}”", '"{}"', '"{}"', "「{}」", "‘{}’", "『{}』")
+# Right behind these one word of Latin letters or digits is lettering.
+WRITING = ("写着", "写有", "印着", "印有", "写上", "文字是", "文字", "单词", "字母", "数字")
+
+
+def can_go_unquoted(text: str) -> bool:
+    """Whether `text` is lettering without quotation marks, too; a number might be taken for a count."""
+    return not text[0].isdigit()
+
+
 FULL_STOP, COMMA = "。", "，"
 
 WORD_TABLES = (

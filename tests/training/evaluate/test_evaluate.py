@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +18,16 @@ from training.evaluate.cases import (
     has_held_out_relation,
     has_held_out_word,
     held_out_cases,
+    unknown_thing_cases,
     unknown_word_cases,
 )
 from training.evaluate.grids import MAX_BYTES, write_grid
-from training.evaluate.reconstruction import psnr_db
+from training.evaluate.pictures import resized
 from training.evaluate.scores import BARS_PCT, Judged, further_scores, missed_bars, score_table
 from training.judge.verdict import Verdict
+from training.world import words_en, words_zh
 from training.world.scene import Group, Lettering, Pair, Scene, Single, is_held_out
+from training.world.strangers import CHINESE, ENGLISH
 
 RIGHT = Verdict(True, True, True, True, True, True, True)
 GOOD_PSNR = {"256x256": 31.0}
@@ -51,13 +56,45 @@ def test_the_cases_are_held_out_balanced_and_the_same_every_time() -> None:
 
 
 def test_the_prompts_are_in_their_language_and_seeds_are_never_shared_between_parts() -> None:
-    parts = [held_out_cases(40, seed=1), grid_cases(seed=1), unknown_word_cases(10, seed=1)]
+    parts = [
+        held_out_cases(40, seed=1),
+        grid_cases(seed=1),
+        unknown_word_cases(10, seed=1),
+        unknown_thing_cases(60, seed=1),
+    ]
     for case in (case for part in parts for case in part):
         chinese = any("\u4e00" <= character <= "\u9fff" for character in case.prompt)
         assert chinese or case.language == "en", case.prompt
     seeds = [{case.seed for case in part} for part in parts]
     assert sum(map(len, seeds)) == len(set.union(*seeds))
     assert len(parts[1]) == 2 * 64
+
+
+def test_unknown_things_are_named_in_colours_and_by_words_that_training_never_uses() -> None:
+    cases = unknown_thing_cases(60, seed=1)
+    assert cases == unknown_thing_cases(60, seed=1)
+    assert Counter(case.language for case in cases) == {"en": 60, "zh": 60}
+    trained = {"en": [form for noun in ENGLISH for form in noun], "zh": [noun for _, noun in CHINESE]}
+    colours = {
+        "en": "|".join(text for wordings in words_en.COLOUR_WORDS.values() for text in wordings.texts),
+        "zh": "|".join([*words_zh.SHORT_COLOURS.values(), "橘", "褐", "咖啡", "金", "银"]),
+    }
+    for case in cases:
+        assert case.scene.subject is None
+        assert re.search(colours[case.language], case.prompt.lower()), case.prompt
+        words = re.findall("[a-z]+", case.prompt.lower()) if case.language == "en" else [case.prompt]
+        assert not any(noun in words for noun in trained[case.language]), case.prompt
+    assert {case.scene.is_scenic for case in cases} == {True, False}
+
+
+def test_pictures_of_another_side_are_reduced_for_the_judge() -> None:
+    picture = np.zeros((512, 512, 3), np.uint8)
+    picture[:, 256:] = 200
+    small = resized(picture, 256)
+    assert small.shape == (256, 256, 3)
+    assert (small[:, :120] == 0).all()
+    assert (small[:, 136:] == 200).all()
+    assert resized(small, 256) is small
 
 
 def test_scores_count_only_what_was_asked_and_keep_the_languages_apart() -> None:
@@ -107,13 +144,6 @@ def test_what_was_never_asked_is_no_success() -> None:
     assert all("no picture was asked for it" in line for line in lines)
 
 
-def test_psnr_of_a_known_error() -> None:
-    black = np.zeros((4, 4, 3), np.uint8)
-    assert psnr_db(black, black) == math.inf
-    assert psnr_db(black, black + np.uint8(255)) == 0.0
-    assert psnr_db(black, black + np.uint8(1)) == pytest.approx(48.13, abs=0.01)
-
-
 def test_a_sheet_of_noise_still_fits(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(64)]
@@ -142,5 +172,24 @@ def test_from_a_model_to_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report["missed_bars"]
     assert report["scores"]["en"]["background"]["pictures"] == 5
     assert report["model"]["trained"] is False
+    assert report["unknown_things"]["en"].keys() == {"background", "clean"}
+    assert report["unknown_things"]["zh"]["clean"]["pictures"] == 2
+    assert report["scores"]["en"]["clean"]["pictures"] == 5
     assert (tmp_path / "grid_zh.png").exists()
     assert (tmp_path / "faults" / "faults.json").exists()
+
+
+@pytest.mark.model
+def test_another_side_has_a_report_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    from training.evaluate.__main__ import main
+    from training.judge.network import JudgeNetwork, save_network
+    from zimage_ui.generator.untrained import TINY, build_untrained_model
+
+    build_untrained_model(tmp_path / "model", TINY)
+    save_network(JudgeNetwork(), tmp_path / "judge.safetensors")
+    command = f"--model {tmp_path}/model --judge {tmp_path} --output {tmp_path}/out --device cpu --side 64"
+    main(f"{command} --prompts 5 --unknown 1 --steps 1 --reconstructed 1".split())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores-64.json"]
+    report = json.loads((tmp_path / "out" / "scores-64.json").read_text(encoding="utf-8"))
+    assert (report["pictures"]["side"], report["pictures"]["judged_side"]) == (64, 256)

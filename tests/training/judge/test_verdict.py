@@ -5,20 +5,41 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from training.judge.altered import altered
-from training.judge.examples import Column, Examples, Layer, examples_of
+from training.judge.examples import COLOUR_NAMES, LABELS, Column, Examples, Layer, examples_of
+from training.judge.network import Output
 from training.judge.sight import SeenGlyph, SeenThing, Sight, read_output
-from training.judge.targets import perfect_output
+from training.judge.targets import layer_targets
 from training.judge.verdict import CRITERIA, Verdict, judge_sight, position_of, stands
 from training.world.scene import Group, Item, Lettering, Pair, Scene, Single, draw_scene
-from training.world.vocabulary import COLOURS, POSITIONS, RELATIONS
+from training.world.vocabulary import BACKGROUNDS, COLOURS, POSITIONS, RELATIONS
 
 SIDE = 256
 
 
 def render(*scenes: Scene) -> Examples:
     return examples_of(scenes, SIDE, random.Random(3))
+
+
+def perfect_output(objects: Tensor, backgrounds: Tensor, height: int, width: int) -> Output:
+    """What a network without fault would say: the targets as logits."""
+    heat: dict[Layer, Tensor] = {}
+    colours: dict[Layer, Tensor] = {}
+    log_radii: dict[Layer, Tensor] = {}
+    for layer in LABELS:
+        target = layer_targets(objects, layer, height, width)
+        heat[layer] = torch.logit(target.heat, eps=1e-4)
+        if layer is Layer.GLYPH:
+            continue
+        pictures, _, rows, columns = target.heat.shape
+        colours[layer] = torch.zeros((pictures, len(COLOUR_NAMES), rows, columns), device=objects.device)
+        colours[layer][target.picture, target.colour, target.row, target.column] = 10.0
+        log_radii[layer] = torch.zeros((pictures, rows, columns), device=objects.device)
+        log_radii[layer][target.picture, target.row, target.column] = target.log_radius
+    return Output(heat, colours, log_radii, 10.0 * functional.one_hot(backgrounds, len(BACKGROUNDS)).float())
 
 
 def sights_of(examples: Examples) -> list[Sight]:
@@ -90,6 +111,9 @@ def test_a_thing_inside_another_is_seen_even_if_they_are_of_a_kind(inner: str):
         (Single(Item("sun", "red")), Single(Item("moon", "red")), {"thing", "colour", "place", "clean"}),
         (Lettering("sign", "red", "OPEN"), Lettering("sign", "red", "0PEN"), {"word"}),
         (Lettering("sign", "red", "AA"), Lettering("sign", "red", "AAA"), {"word"}),
+        (Lettering("sign", "red", ""), Lettering("sign", "red", ""), set()),
+        (Lettering("sign", "red", "A"), Lettering("sign", "red", ""), {"word"}),
+        (Lettering("sign", "red", ""), Lettering("sign", "red", "OPEN"), {"word"}),
         (None, Single(Item("sun", "red")), {"thing", "colour", "place"}),
         (Single(Item("sun", "red")), None, {"clean"}),
     ],

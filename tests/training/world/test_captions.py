@@ -69,6 +69,24 @@ def scenes(number: int, kind: str | None = None) -> list[Scene]:
         ("几颗星星", Scene(Group(Item("star", "yellow"), 3), "white")),
         ("the sun", Scene(Single(Item("sun", "yellow")), "white")),
         ("a cloud on a sunny day", Scene(Single(Item("cloud", "gray")), "day")),
+        ("a bird on a house", Scene(Pair(Item("bird", "blue"), "above", Item("house", "red")), "white")),
+        ("a cat sitting on a red car", Scene(Pair(Item("cat", "orange"), "above", Item("car", "red")), "white")),
+        ("a cat on top of a house", Scene(Pair(Item("cat", "orange"), "above", Item("house", "red")), "white")),
+        ("a house with a bird on it", Scene(Pair(Item("bird", "blue"), "above", Item("house", "red")), "white")),
+        ("苹果上的蝴蝶", Scene(Pair(Item("butterfly", "orange"), "above", Item("apple", "red")), "white")),
+        ("房子上有一只鸟", Scene(Pair(Item("bird", "blue"), "above", Item("house", "red")), "white")),
+        ("一只猫坐在汽车上", Scene(Pair(Item("cat", "orange"), "above", Item("car", "red")), "white")),
+        (
+            "a red circle and a blue square",
+            Scene(Pair(Item("circle", "red"), "next to", Item("square", "blue")), "white"),
+        ),
+        ("猫和鸟", Scene(Pair(Item("cat", "orange"), "next to", Item("bird", "blue")), "white")),
+        ("a boat on the sea", Scene(Single(Item("boat", "red")), "sea")),
+        ("海上的船", Scene(Single(Item("boat", "red")), "sea")),
+        ("blue background", Scene(None, "blue")),
+        ("蓝色背景", Scene(None, "blue")),
+        ("a sign saying hello", Scene(Lettering("sign", "blue", "HELLO"), "white")),
+        ("写着hello的牌子", Scene(Lettering("sign", "blue", "HELLO"), "white")),
         ("a red cat and a blue fish", Scene(Pair(Item("cat", "red"), "next to", Item("fish", "blue")), "white")),
         ("一只红色的猫和一条蓝色的鱼", Scene(Pair(Item("cat", "red"), "next to", Item("fish", "blue")), "white")),
         ("a house and a tree", Scene(Pair(Item("house", "red"), "next to", Item("tree", "green")), "white")),
@@ -182,6 +200,7 @@ def test_chinese_has_no_latin_but_the_lettering():
     for scene in scenes(5_000):
         text = caption(scene, "zh", rng)
         if isinstance(scene.subject, Lettering):
+            text = QUOTED.sub("", text) if not scene.subject.text else text
             text = re.sub(re.escape(scene.subject.text), "", text, flags=re.IGNORECASE)
         assert not re.search("[A-Za-z]", text), text
         assert "的的" not in text
@@ -196,8 +215,53 @@ def test_lettering_is_said_letter_for_letter(language: Language):
         assert isinstance(scene.subject, Lettering)
         text = caption(scene, language, rng)
         assert scene.subject.text in text or scene.subject.text.lower() in text.lower()
-        if not QUOTED.search(text):
-            assert scene.subject.text in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_empty_board_is_said_by_what_nobody_can_letter(language: Language):
+    rng = random.Random(15)
+    for scene in scenes(1_000, "board"):
+        text = caption(scene, language, rng)
+        quoted = QUOTED.search(text)
+        written = quoted.group() if quoted else text
+        letters = re.sub("[^A-Za-z0-9]", "", written)
+        assert len(letters) > 12 or re.search("[\u4e00-\u9fff]", written), text
+        assert len(written) <= 22 or not quoted, text
+
+
+ON_COLOUR = re.compile(r"\bon (?:a |an )?(?:plain |solid )?([a-z]+) background")
+ON_PLACE = {
+    text: background
+    for background, wordings in words_en.SCENERY_PLACES.items()
+    for text in wordings.texts
+    if text.startswith("on ")
+}
+ZH_ON_PLACE = {
+    text: background
+    for background, wordings in words_zh.SCENERY_PLACES.items()
+    for text in wordings.texts
+    if text.endswith("上")
+}
+
+
+def test_on_a_background_and_on_the_sea_keep_their_meaning():
+    """They are said of what is behind, whatever stands on what."""
+    rng = random.Random(16)
+    behind = {text: name for name, wordings in words_en.BACKGROUND_COLOURS.items() for text in wordings.texts}
+    met: Counter[str] = Counter()
+    for scene in scenes(6_000, "pair"):
+        english, chinese = caption(scene, "en", rng).lower(), caption(scene, "zh", rng)
+        for colour in ON_COLOUR.findall(english):
+            met["en colour"] += 1
+            assert behind[colour] == scene.background, english
+        for text, background in ON_PLACE.items():
+            if re.search(rf"\b{text}\b(?! drop)", english):
+                met["en place"] += 1
+                assert scene.background == background, english
+        if scene.background in COLOURS:
+            assert not any(text in chinese for text in ZH_ON_PLACE), chinese
+        met["zh colour"] += "背景上" in chinese and scene.background in COLOURS
+    assert min(met[name] for name in ("en colour", "en place", "zh colour")) > 100
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

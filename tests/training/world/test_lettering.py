@@ -1,6 +1,7 @@
 """Letters stand in a regular grid, fit their cells and can be told apart."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from training.world.lettering import draw_lettering, glyph_mask, letter_colour, place_glyphs
 from training.world.pen import luma
-from training.world.scene import Lettering
+from training.world.render import render_placed
+from training.world.scene import Lettering, Scene
 from training.world.vocabulary import COLOURS, GLYPHS, SURFACES
 
 CAP_HEIGHT_PX = 90
@@ -80,6 +82,17 @@ def test_the_letters_are_where_the_glyphs_say(surface: str, width: int, height: 
 def test_the_word_contrasts_with_its_board(colour: str) -> None:
     board = COLOURS[colour]
     assert abs(luma(letter_colour(board)) - luma(board)) >= 85
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_without_a_text_there_is_the_board_alone(surface: str) -> None:
+    empty = Scene(Lettering(surface, "red", ""), "white")
+    picture, placed, glyphs = render_placed(empty, 256, 256, 1)
+    written = render_placed(replace(empty, subject=Lettering(surface, "red", "A")), 256, 256, 1)[0]
+    assert (placed, glyphs) == ((), ())
+    colours = {tuple(picture[row, column]) for row in range(100, 156, 5) for column in range(100, 156, 5)}
+    assert len(colours) == 1
+    assert (picture != written).any(axis=-1).mean() > 0.02
 
 
 def test_a_sign_has_posts_and_a_poster_has_none() -> None:

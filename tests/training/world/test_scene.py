@@ -12,14 +12,19 @@ from training.world.scene import (
     Pair,
     Scene,
     Single,
+    draw_scene,
     draw_training_scene,
     in_usual_colours,
     is_held_out_pair,
+    is_held_out_relation,
+    is_held_out_word,
     usual_colour,
 )
 from training.world.vocabulary import (
     BACKGROUNDS,
+    CONTAINERS,
     PASTEL_COLOURS,
+    RELATIONS,
     SCENERY_COLOURS,
     SURFACES,
     THINGS,
@@ -87,6 +92,53 @@ def test_the_first_of_two_next_to_each_other_stands_on_the_left(seed: int) -> No
     first, second = Item("cat", "red"), Item("fish", "blue")
     placed = place(Scene(Pair(first, "next to", second), "white"), 256, 256, random.Random(seed))
     assert [one.item for one in sorted(placed, key=lambda one: one.x)] == [first, second]
+
+
+Layout = frozenset[tuple[str, int, int, bool]]
+
+
+def layout(scene: Scene) -> Layout:
+    """What a viewer sees of two things: which stands where, and which is around the other; no names of relations."""
+    placed = place(scene, 256, 256, random.Random(7))
+    return frozenset((one.item.thing, round(4 * one.x), round(4 * one.y), one.radius > 0.25) for one in placed)
+
+
+def test_no_layout_that_is_kept_for_the_test_is_seen_in_training() -> None:
+    rng = random.Random(33)
+    drawn = (draw_training_scene(rng) for _ in range(40_000))
+    seen = {layout(scene) for scene in drawn if isinstance(scene.subject, Pair)}
+    kept = {
+        layout(Scene(Pair(Item(first, "red"), relation, Item(second, "blue")), "white"))
+        for relation in RELATIONS
+        for first in THINGS
+        for second in (CONTAINERS if relation == "inside" else THINGS)
+        if is_held_out_relation(first, relation, second)
+    }
+    assert len(seen) > 2_000
+    assert len(kept) > 200
+    assert not seen & kept
+
+
+def test_a_tenth_of_the_relations_is_kept_from_whichever_side() -> None:
+    kept = {
+        relation: sum(is_held_out_relation(first, relation, second) for first in THINGS for second in THINGS)
+        for relation in RELATIONS
+    }
+    assert kept["left of"] == kept["right of"] == kept["next to"]
+    assert kept["above"] == kept["below"]
+    assert all(0.07 < count / len(THINGS) ** 2 < 0.13 for count in kept.values())
+    assert is_held_out_relation("cat", "below", "house") is is_held_out_relation("house", "above", "cat")
+
+
+def test_some_boards_stay_empty() -> None:
+    rng = random.Random(34)
+    empty = sum(
+        isinstance(scene.subject, Lettering) and not scene.subject.text
+        for scene in (draw_training_scene(rng) for _ in range(10_000))
+    )
+    assert 60 < empty < 140
+    assert not is_held_out_word("")
+    assert isinstance(draw_scene(rng, lambda _: True, "board").subject, Lettering)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
