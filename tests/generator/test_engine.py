@@ -322,6 +322,16 @@ class TestOutOfMemory:
         assert kept.__context__ is None
 
 
+def test_components_may_be_given_to_a_second_engine(components, stock):
+    before = dict(vars(components))
+    first, second = Engine(components, 1 << 20), Engine(components, 1 << 20)
+    assert vars(components) == before
+    pictures = [make(each, request()).images[0].pixels for each in (first, second)]
+    assert pictures[0] == pictures[1]
+    make(first, request(seed=8))
+    assert vars(components) == before
+
+
 class TestStreamed:
     """Layers of the transformer on the host, with a thread for a bus."""
 

@@ -1,7 +1,9 @@
 """The generator as everybody else sees it."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,25 @@ def test_shapes_are_prepared_piece_by_piece_and_those_asked_for_come_first(
     assert generator.cache_stats().hits == 1
     generator.close()
     assert generator.shapes() == ()
+
+
+@pytest.mark.model
+def test_what_no_engine_needs_of_the_text_encoder_is_gone_once_it_is_loaded(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zimage_ui.generator import loading
+
+    dropped: list[weakref.ref[Any]] = []
+    load_components = loading.load_components
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loaded = load_components(*arguments, **options)
+        dropped.append(weakref.ref(loaded[0].text_encoder.layers[-1].mlp.up_proj.weight))
+        return loaded
+
+    monkeypatch.setattr(loading, "load_components", load)
+    generator = generator_for(tiny_folder)
+    generator.load(lambda report: None)
+    gc.collect()
+    assert [weight() for weight in dropped] == [None]
+    generator.close()

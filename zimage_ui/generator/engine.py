@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -91,7 +91,8 @@ class Engine:
     """Makes pictures with one set of components.
 
     Attributes:
-        components: as loaded, but for the text encoder's last layer, which nobody needs.
+        components: as loaded, but for the text encoder's last layer, which nobody needs; its memory is free once the
+            components as loaded are dropped.
         projection: draws the previews; None until `fit_preview`, and then there are none.
         on_made: hears of the shape, of each prompt, in which pictures were made.
     """
@@ -106,14 +107,15 @@ class Engine:
         """Lay the components out for speed.
 
         Args:
-            components: whose text encoder loses its last layer. A lossy precision takes matrices of the transformer
-                away: no other engine can use it. Where they were rounded while loading, that is the precision.
+            components: stay as they are, and their parts are shared. But a lossy precision takes matrices of the
+                transformer away: no other engine can use it. Where they were rounded while loading, that is the
+                precision.
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             precision: of the transformer's matrix products; a CPU emulates what it has not.
         """
         make_recorder = make_recorder or recorders_for(components.device)
-        components.text_encoder = without_last_layer(components.text_encoder)
+        components = replace(components, text_encoder=without_last_layer(components.text_encoder))
         self.components = components
         self.projection: PreviewProjection | None = None
         self.on_made: Callable[[PictureShape], None] = lambda shape: None
