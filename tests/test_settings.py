@@ -122,10 +122,10 @@ def test_a_compile_cache_is_chosen_unless_the_person_chose_one(monkeypatch, tmp_
     for name in ("DIR", "ENABLED"):
         monkeypatch.setenv(f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}", "")  # so that it is put back as it was
         monkeypatch.delenv(f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}")
-    assert choose_compile_cache(tmp_path)
+    assert choose_compile_cache(tmp_path) == tmp_path
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
     assert os.environ["QUACK_CACHE_DIR"] == "/chosen"
     assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(tmp_path / "flash4")
     assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
-    assert not choose_compile_cache(tmp_path / "other")
+    assert choose_compile_cache(tmp_path / "other") == tmp_path
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

@@ -133,19 +133,23 @@ def user_cache_folder() -> Path:
     return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "zimage-ui"
 
 
-def choose_compile_cache(folder: Path) -> bool:
-    """Let torch's and other compilers of kernels keep their work in `folder`; False when the person chose another one.
+def choose_compile_cache(folder: Path) -> Path:
+    """Let torch's and other compilers of kernels keep their work in `folder`, unless the person chose another one.
 
     Triton's own follows Inductor's. To be called before they are imported: they look once.
+
+    Returns:
+        The folder where they keep it.
     """
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
-        return False
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     # Those of the extra `flash4`; each has its own way to be told.
     os.environ.setdefault("QUACK_CACHE_DIR", str(folder / "quack"))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash4"))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-    return True
+    return folder
 
 
 def visible_cuda_devices() -> str | None:

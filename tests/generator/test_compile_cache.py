@@ -58,7 +58,7 @@ def test_whatever_the_person_chose_stays(compiled: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
     config.job_id = "mine"
-    assert keep_compiled(GPU) is None
+    assert keep_compiled(GPU) == Path("/somewhere")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere"
     note_what_varies("0123")
     assert config.job_id == "mine"

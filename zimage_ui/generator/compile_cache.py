@@ -30,8 +30,8 @@ def keep_compiled(device_name: str) -> Path | None:
     To be called before diffusers is imported: with it come the compilers, and they look for their folder at once.
 
     Returns:
-        The folder; None when the person chose one (TORCHINDUCTOR_CACHE_DIR), or when there is no place for it, and
-        torch takes its own.
+        The folder, which may be one that the person chose (TORCHINDUCTOR_CACHE_DIR); None when there is no place for
+        it, and torch takes its own.
     """
     try:
         parent = user_cache_folder() / "compiled"
@@ -41,8 +41,9 @@ def keep_compiled(device_name: str) -> Path | None:
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         _log.warning("compiled code is not kept for the next start: %s", error)
         return None
-    if not choose_compile_cache(folder):
-        return None
+    used = choose_compile_cache(folder)
+    if used != folder:
+        return used
     _forget_others(parent, folder)
     _log.info("compiled code is kept in %s", folder)
     return folder

@@ -183,7 +183,7 @@ def _load_in_some_plan(files: ModelFolder, choices: _Choices, way: _Way) -> tupl
         try:
             return _load(files, choices, way), choices
         except torch.OutOfMemoryError as error:
-            _log.warning("the plan %s ran out of memory while loading: %s", choices.plan.plan, error)
+            _log.warning("the plan %s ran out of memory while loading: %s", choices.plan.plan, str(error))
             following = choices.smaller(files.transformer.config["n_layers"])
             if following is None:
                 raise

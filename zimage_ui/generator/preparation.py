@@ -161,4 +161,4 @@ def _attempt(piece: Piece, shape: PictureShape) -> None:
     except DeviceLostError:
         raise
     except ZImageError as error:
-        _log.warning("while %s was prepared: %s", shape, error)
+        _log.warning("while %s was prepared: %s", shape, str(error))

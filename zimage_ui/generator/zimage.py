@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 def import_engine() -> None:
     """Import what `ZImageGenerator.load` needs, which takes seconds; the compilers find their folder chosen by then."""
     from zimage_ui.generator.compile_cache import keep_compiled
+    from zimage_ui.generator.fast.choices import kernel_choices
     from zimage_ui.generator.placement import read_device
 
     device = read_device()
     if device.is_gpu:
-        keep_compiled(device.name)
+        folder = keep_compiled(device.name)
+        if folder is not None:
+            kernel_choices().keep_in(folder)
     import zimage_ui.generator.engine
     import zimage_ui.generator.loading  # noqa: F401
 

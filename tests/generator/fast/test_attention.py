@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zimage_ui.generator.fast import attention as module
+from zimage_ui.generator.fast import choices
 from zimage_ui.generator.fast.attention import (
     AttentionBackend,
     attention,
@@ -11,6 +12,7 @@ from zimage_ui.generator.fast.attention import (
     backend_times_ms,
     fastest_backend,
 )
+from zimage_ui.generator.fast.choices import Choices
 
 pytestmark = pytest.mark.model
 
@@ -68,6 +70,7 @@ def stopwatch(monkeypatch):
 
 
 SHAPE = (1, 32, 2, 16)
+CUDNN, FLASH = AttentionBackend.CUDNN, AttentionBackend.FLASH
 
 
 def test_flash_attention_4_is_timed_where_it_is_installed(monkeypatch, stopwatch):
@@ -89,3 +92,26 @@ def test_flash_attention_4_is_left_out_when_it_fails_in_whatever_way(monkeypatch
     times_ms = backend_times_ms(SHAPE, torch.bfloat16, torch.device("cpu"))
     assert set(times_ms) == {AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT}
     assert "head_dim is not supported" in caplog.text
+
+
+def test_the_usual_backend_stays_unless_another_is_clearly_faster(monkeypatch):
+    gpu, made = torch.device("cuda"), Choices()
+    times_ms = iter([{CUDNN: 1.0, FLASH: 0.99}, {CUDNN: 1.0, FLASH: 0.9}])
+    monkeypatch.setattr(module, "kernel_choices", lambda: made)
+    monkeypatch.setattr(module, "backend_times_ms", lambda *_: next(times_ms))
+    monkeypatch.setattr(module, "has_flash_attention_4", lambda dtype, device: False)
+    monkeypatch.setattr(choices, "_machine", lambda device: "a GPU")
+    for _ in range(2):
+        assert fastest_backend(SHAPE, torch.bfloat16, gpu) is CUDNN
+    for _ in range(2):
+        assert fastest_backend((1, 64, 2, 16), torch.bfloat16, gpu) is FLASH
+    assert next(times_ms, None) is None
+
+
+def test_a_full_memory_says_nothing_of_a_backend(monkeypatch):
+    def run_out(run, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "median_ms", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        backend_times_ms(SHAPE, torch.bfloat16, torch.device("cpu"))

@@ -56,15 +56,19 @@ def test_the_answer_is_told_before_it_is_computed(noise):
     assert gated.shape == (2, 12, 10)
 
 
+def weight_of(outputs, inputs):
+    return torch.empty(2 * outputs, inputs, dtype=torch.bfloat16)
+
+
 def test_neither_is_for_a_cpu_or_for_fp32(monkeypatch):
     monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
-    for has in (has_flash_attention_4, has_gated_product):
-        assert not has(torch.bfloat16, torch.device("cpu"))
-        monkeypatch.setattr(cute_kernels, "_architecture", lambda device: 9)
-        assert has(torch.bfloat16, torch.device("cuda"))
-        assert not has(torch.float32, torch.device("cuda"))
-        monkeypatch.undo()
-        monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
+    assert not has_flash_attention_4(torch.bfloat16, torch.device("cpu"))
+    assert not has_gated_product(weight_of(64, 32))
+    monkeypatch.setattr(cute_kernels, "_architecture", lambda device: 9)
+    assert has_flash_attention_4(torch.bfloat16, torch.device("cuda"))
+    assert not has_flash_attention_4(torch.float32, torch.device("cuda"))
+    assert has_gated_product(weight_of(64, 32))
+    assert not has_gated_product(weight_of(64, 32).float())
 
 
 @pytest.mark.parametrize(("architecture", "attends", "gates"), [(8, False, False), (9, True, True), (10, True, False)])
@@ -72,7 +76,17 @@ def test_they_are_for_hopper(monkeypatch, architecture, attends, gates):
     monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
     monkeypatch.setattr(cute_kernels, "_architecture", lambda device: architecture)
     assert has_flash_attention_4(torch.bfloat16, torch.device("cuda")) is attends
-    assert has_gated_product(torch.bfloat16, torch.device("cuda")) is gates
+    assert has_gated_product(weight_of(64, 32)) is gates
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "fits"),
+    [(10240, 3840, True), (1368, 512, True), (1365, 512, False), (1364, 512, False), (64, 36, False)],
+)
+def test_the_gate_is_for_rows_of_whole_copies(monkeypatch, outputs, inputs, fits):
+    monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
+    monkeypatch.setattr(cute_kernels, "_architecture", lambda device: 9)
+    assert has_gated_product(weight_of(outputs, inputs)) is fits
 
 
 def test_a_library_is_installed_when_its_module_is_there():

@@ -5,7 +5,8 @@ import torch
 
 from tests.generator.fast.conftest import random_transformer
 from zimage_ui.generator.fast import gate
-from zimage_ui.generator.fast.gate import GATE_TILES, fastest_gate_tile, gate_times_ms, gated
+from zimage_ui.generator.fast.choices import Choices
+from zimage_ui.generator.fast.gate import GATE_TILES, PLAIN, fastest_gate_tile, gate_times_ms, gated
 from zimage_ui.generator.fast.lossy_projections import lossy
 from zimage_ui.generator.fast.projections import block_projections, packed
 from zimage_ui.request import Precision
@@ -29,7 +30,9 @@ def kernel(monkeypatch):
         return torch.sigmoid(first) * first * second
 
     monkeypatch.setattr(gate.cute_kernels, "gated_product", gated_product)
-    monkeypatch.setattr(gate, "has_gated_product", lambda dtype, device: True)
+    monkeypatch.setattr(gate, "has_gated_product", lambda weight: True)
+    made = Choices()
+    monkeypatch.setattr(gate, "kernel_choices", lambda: made)
     return asked
 
 
@@ -46,7 +49,7 @@ def test_what_is_no_plain_matrix_has_no_choice(feed_forward, noise, kernel):
     plain = block_projections(feed_forward)
     for projections in (packed(plain), lossy(plain, Precision.INT8)):
         gated(projections.gate_up, projections.gate_up.read(noise(1, 32, 96)), GATE_TILES[0])
-        assert gate_times_ms(projections.gate_up, 32) == {}
+        assert fastest_gate_tile(projections.gate_up, 32) is None
     assert kernel == []
 
 
@@ -58,7 +61,7 @@ def test_where_the_library_is_missing_there_is_nothing_to_choose(feed_forward):
     ("times_ms", "chosen"),
     [((3.0, 4.0, 2.0, 5.0), GATE_TILES[1]), ((1.0, 4.0, 2.0, 5.0), None), ((3.0, None, None, 2.5), GATE_TILES[2])],
 )
-def test_the_fastest_is_chosen_and_what_fails_is_left_out(feed_forward, kernel, monkeypatch, times_ms, chosen):
+def test_the_fastest_is_chosen_once_and_what_fails_is_left_out(feed_forward, kernel, monkeypatch, times_ms, chosen):
     taken = iter(times_ms)
 
     def median_ms(run, device):
@@ -68,4 +71,22 @@ def test_the_fastest_is_chosen_and_what_fails_is_left_out(feed_forward, kernel, 
         return took
 
     monkeypatch.setattr(gate, "median_ms", median_ms)
-    assert fastest_gate_tile(block_projections(feed_forward).gate_up, 32) == chosen
+    gate_up = block_projections(feed_forward).gate_up
+    for _ in range(2):
+        assert fastest_gate_tile(gate_up, 32) == chosen
+    with pytest.raises(StopIteration):
+        fastest_gate_tile(gate_up, 64)
+
+
+def test_a_full_memory_says_nothing_of_a_kernel(feed_forward, kernel, monkeypatch):
+    def run_out(run, device):
+        if run.args[-1] in GATE_TILES:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 1.0
+
+    monkeypatch.setattr(gate, "median_ms", run_out)
+    gate_up = block_projections(feed_forward).gate_up
+    assert fastest_gate_tile(gate_up, 32) is None
+    monkeypatch.setattr(gate, "median_ms", lambda run, device: 0.5 if run.args[-1] == GATE_TILES[2] else 1.0)
+    assert set(gate_times_ms(gate_up, 32)) == {PLAIN, *GATE_TILES}
+    assert fastest_gate_tile(gate_up, 32) == GATE_TILES[2]

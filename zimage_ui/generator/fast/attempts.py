@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,5 +25,6 @@ def attempt(work: Callable[[], _Result], otherwise: str, *, but: tuple[type[Exce
     except but:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it was, there is another way to the same picture
-        _log.warning("%s: %s: %s", otherwise, type(error).__name__, error, exc_info=True)
+        # As text: a record that is kept must not keep the frames of the failure, and with them memory of the device.
+        _log.warning("%s: %s: %s\n%s", otherwise, type(error).__name__, str(error), traceback.format_exc().rstrip())
         return None

@@ -2,7 +2,7 @@
 
 Every kernel takes queries, keys and values as strided views of what the projections wrote and answers in the same
 order, so nothing is copied to bring heads before tokens. Which kernel wins depends on the card, the library's version
-and the number of tokens, so it is measured.
+and the number of tokens, so it is measured, and remembered.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import has_flash_attention_4
 from zimage_ui.generator.fast.timing import median_ms
 
@@ -84,13 +85,10 @@ def fastest_backend(
     """The fastest backend for (pictures, tokens, heads, head_dim); None, torch's choice, where none can be timed."""
     if device.type != "cuda":
         return None
-    times_ms = backend_times_ms(shape, dtype, device)
-    if not times_ms:
-        return None
-    best = min(times_ms, key=lambda backend: times_ms[backend])
-    figures = ", ".join(f"{backend} {taken:.3f} ms" for backend, taken in times_ms.items())
-    _log.info("attention of %d tokens: %s (%s)", shape[1], best, figures)
-    return best
+    pictures, tokens, heads, head_dim = shape
+    question = f"attention of {pictures} x {tokens} tokens, {heads} heads of {head_dim}, {dtype}"
+    measure = partial(backend_times_ms, shape, dtype, device)
+    return kernel_choices().choose(question, _candidates(dtype, device), measure, device)
 
 
 def backend_times_ms(
@@ -98,16 +96,22 @@ def backend_times_ms(
 ) -> dict[AttentionBackend, float]:
     """The time of each backend that takes this shape and dtype on a CUDA `device`, in milliseconds, median of 10.
 
-    Queries, keys and values lie as a block's projections leave them. MATH is left out: it writes every score to memory.
+    Queries, keys and values lie as a block's projections leave them.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room to measure.
     """
     pictures, tokens, heads, head_dim = shape
     query, key = torch.randn(pictures, tokens, 2, heads, head_dim, dtype=dtype, device=device).unbind(2)
     value = torch.randn(pictures, tokens, 3, heads, head_dim, dtype=dtype, device=device)[:, :, 2]
-    backends = [AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT]
-    if has_flash_attention_4(dtype, device):
-        backends.append(AttentionBackend.FLASH4)
-    times_ms = {backend: _time_ms(backend, query, key, value) for backend in backends}
+    times_ms = {backend: _time_ms(backend, query, key, value) for backend in _candidates(dtype, device)}
     return {backend: taken for backend, taken in times_ms.items() if taken is not None}
+
+
+def _candidates(dtype: torch.dtype, device: torch.device) -> list[AttentionBackend]:
+    """Those that there are here, though maybe not for every shape; MATH is none: it writes every score to memory."""
+    backends = [AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT]
+    return [*backends, AttentionBackend.FLASH4] if has_flash_attention_4(dtype, device) else backends
 
 
 def _time_ms(backend: AttentionBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float | None:
@@ -116,10 +120,13 @@ def _time_ms(backend: AttentionBackend, query: torch.Tensor, key: torch.Tensor, 
         warnings.simplefilter("ignore")
         if backend is AttentionBackend.FLASH4:
             run = partial(attention, query, key, value, by_flash_attention_4=True)
-            return attempt(partial(median_ms, run, query.device), "FlashAttention 4 is left out")
+            timed = partial(median_ms, run, query.device)
+            return attempt(timed, "FlashAttention 4 is left out", but=(torch.OutOfMemoryError,))
         try:
             with attention_by(backend):
                 return median_ms(partial(attention, query, key, value), query.device)
+        except torch.OutOfMemoryError:
+            raise  # a RuntimeError, too
         except RuntimeError as error:
-            _log.debug("attention by %s: %s", backend, error)
+            _log.debug("attention by %s: %s", backend, str(error))
             return None

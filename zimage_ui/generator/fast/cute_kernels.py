@@ -14,6 +14,7 @@ import torch
 
 _HOPPER = 9
 _DTYPES = (torch.bfloat16, torch.float16)
+_COPIED_VALUES = 8  # of 2 bytes, in the 16 that Hopper's copy engine moves at least
 
 
 class _Tile(NamedTuple):
@@ -34,9 +35,14 @@ def has_flash_attention_4(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype in _DTYPES and _architecture(device) >= _HOPPER and _is_installed("flash_attn", "cute")
 
 
-def has_gated_product(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether quack is installed and `GATE_TILES` take `dtype` on `device`: Hopper alone, whose tiles they are."""
-    return dtype in _DTYPES and _architecture(device) == _HOPPER and _is_installed("quack", "gemm_interface")
+def has_gated_product(weight: torch.Tensor) -> bool:
+    """Whether quack is installed and `GATE_TILES` take `weight`, as `gated_product` does.
+
+    On Hopper alone, whose tiles they are; and its copy engine begins and ends rows at multiples of 16 bytes only.
+    """
+    whole_copies = (weight.shape[0] // 2) % _COPIED_VALUES == 0 == weight.shape[1] % _COPIED_VALUES
+    fits = weight.dtype in _DTYPES and whole_copies
+    return fits and _architecture(weight.device) == _HOPPER and _is_installed("quack", "gemm_interface")
 
 
 @torch.library.custom_op("zimage_ui::flash_attention_4", mutates_args=(), device_types="cuda")

@@ -2,12 +2,11 @@
 
 A compiler makes of it a matrix product, which writes gate and up, and a kernel that reads both again: 80 us of a block
 at 1024 x 1024 on an H100. quack's kernel has the gate in the product, whose own speed is not that of CUDA's library:
-so it is measured.
+so it is measured, and remembered.
 """
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 import torch
@@ -15,12 +14,14 @@ from torch.nn import functional
 
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_gated_product
 from zimage_ui.generator.fast.projections import PlainProjection, Projection
 from zimage_ui.generator.fast.quantised_rows import Activations
 from zimage_ui.generator.fast.timing import median_ms
 
-_log = logging.getLogger(__name__)
+# The projection's own product, then the gate.
+PLAIN = "plain"
 
 
 def gated(gate_up: Projection, activations: Activations, tile: str | None = None) -> torch.Tensor:
@@ -42,26 +43,28 @@ def gated(gate_up: Projection, activations: Activations, tile: str | None = None
 
 def fastest_gate_tile(gate_up: Projection, tokens: int) -> str | None:
     """The tile of quack's kernel that is fastest for so many tokens; None where the projection's own product is."""
-    times_ms = gate_times_ms(gate_up, tokens)
-    if not times_ms:
+    if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight):
         return None
-    best = min(times_ms, key=lambda tile: times_ms[tile])
-    figures = ", ".join(f"{tile or 'plain'} {taken:.3f} ms" for tile, taken in times_ms.items())
-    _log.info("gated product of %d tokens: %s (%s)", tokens, best or "plain", figures)
-    return best
+    weight = gate_up.weight
+    question = f"gated product of {tokens} tokens, {weight.shape[1]} to {weight.shape[0] // 2}, {weight.dtype}"
+    measure = partial(gate_times_ms, gate_up, tokens)
+    chosen = kernel_choices().choose(question, (PLAIN, *GATE_TILES), measure, weight.device)
+    return chosen if chosen != PLAIN else None
 
 
-def gate_times_ms(gate_up: Projection, tokens: int) -> dict[str | None, float]:
-    """The time of the plain way, compiled (None), and of each tile of quack's kernel, in ms; empty without a choice."""
-    if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight.dtype, gate_up.weight.device):
-        return {}
+def gate_times_ms(gate_up: PlainProjection, tokens: int) -> dict[str, float]:
+    """The time of the `PLAIN` way, compiled, and of each tile of quack's kernel that works, in ms.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room to measure.
+    """
     device = gate_up.weight.device
     values = torch.randn(1, tokens, gate_up.weight.shape[1], dtype=gate_up.weight.dtype, device=device)
     plain = torch.compile(gated, fullgraph=True)
-    times_ms: dict[str | None, float] = {None: median_ms(partial(plain, gate_up, values), device)}
+    times_ms = {PLAIN: median_ms(partial(plain, gate_up, values), device)}
     for tile in GATE_TILES:
-        run = partial(gated, gate_up, values, tile)
-        taken = attempt(partial(median_ms, run, device), f"quack's gated product by {tile} is left out")
+        timed = partial(median_ms, partial(gated, gate_up, values, tile), device)
+        taken = attempt(timed, f"quack's gated product by {tile} is left out", but=(torch.OutOfMemoryError,))
         if taken is not None:
             times_ms[tile] = taken
     return times_ms

@@ -45,13 +45,14 @@ class CudaRecorder:
     The answer of one graph stays whole while others run; anything else of it does not.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
+        """Nothing is recorded yet; `stream` is where it will be done, None is a new one."""
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = stream or torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        """Run `work` twice, then record it, on a stream of its own."""
+        """Run `work` twice, then record it, on its stream."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for _ in range(_RUNS_BEFORE_RECORDING):

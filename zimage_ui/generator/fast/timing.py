@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -19,7 +20,7 @@ def median_ms(run: Callable[[], torch.Tensor], device: torch.device) -> float:
 
     As a graph, as it will be run: some libraries need longer to launch a kernel than the kernel itself takes.
     """
-    replay, _ = CudaRecorder(device).record(run)
+    replay, _ = CudaRecorder(device, _stream(device)).record(run)
     for _ in range(_WARM_REPLAYS):
         replay()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED_REPLAYS + 1)]
@@ -29,3 +30,8 @@ def median_ms(run: Callable[[], torch.Tensor], device: torch.device) -> float:
         mark.record()
     marks[-1].synchronize()
     return statistics.median(begun.elapsed_time(ended) for begun, ended in itertools.pairwise(marks))
+
+
+@cache  # torch keeps freed memory for the stream that it was used on: what one candidate used, the next one uses again
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
