@@ -6,6 +6,15 @@ modes, through the product's own loader and generator. From prompt to 8-bit pixe
 `--sequential`. FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random
 weights is written there first (33 GB and about a minute; speed does not depend on the values).
 
+`--players` names those who draw; all but int8 without it:
+
+    stock           the stock pipeline
+    stock-compiled  the same, compiled
+    exact           our engine in bf16
+    fp8, int8       our engine with matrix products in eight bits
+
+`--parts` names what is measured:
+
     memory       peaks of each player in a process of its own: allocated, reserved, and the whole card's by NVML
     ready        from process start to ready, files in the page cache, twice: the generator alone, and the real server
                  where what it needs is installed
@@ -48,7 +57,10 @@ TINY_SIZES: tuple[Size, ...] = ((64, 64), (96, 64))
 USUAL_PLAYERS = tuple(name for name in PLAYERS if name != Precision.INT8)
 # Nothing computes in eight bits on a CPU.
 TINY_PLAYERS = (STOCK, COMPILED, str(Precision.EXACT))
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "triton", "numpy", "nvidia-ml-py")
+_PACKAGES = (
+    "torch", "diffusers", "transformers", "accelerate", "safetensors", "triton", "numpy", "nvidia-ml-py",
+    "flash-attn-4", "quack-kernels",
+)  # fmt: skip
 
 
 class Bench:

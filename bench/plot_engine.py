@@ -1,7 +1,8 @@
 """The page about speed, from what `bench.engine` measured: `python -m bench.plot_engine`.
 
 Draws docs/performance.svg and fills the tables of docs/performance.md between their marks; every figure comes from
-bench/results/engine.json, and the rest of the page stays as it is written.
+bench/results/engine.json and, for how near the lossy modes come, the quality.json beside it. The rest of the page stays
+as it is written.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from bench.engine_summary import summary, text_of
+from bench.players import STOCK
 from bench.report import RESULTS, ROOT
+from zimage_ui.request import Precision
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 STAGES = ("encode", "sample", "decode")
@@ -57,18 +61,82 @@ def filled(page: str, result: Mapping[str, Any] | None) -> str:
 
 
 def read_result(path: Path = RESULTS / "engine.json") -> dict[str, Any] | None:
-    """What `bench.engine` stored, with its summary; None before its first run."""
+    """What `bench.engine` stored, with its summary and what `bench.quality` stored; None before its first run."""
     if not path.is_file():
         return None
     result = json.loads(path.read_text("utf-8"))
-    return {**result, "summary": summary(result["parts"])}  # a run that was cut off has stored none
+    beside = path.with_name("quality.json")
+    quality = json.loads(beside.read_text("utf-8"))["parts"] if beside.is_file() else {}
+    # The summary anew: a run that was cut off has stored none.
+    return {**result, "summary": summary(result["parts"]), "quality": quality}
 
 
 def _sections(result: Mapping[str, Any]) -> dict[str, str]:
     rows, bars = text_of(result["summary"], markdown=True).rsplit("\n\n", 1)
     plot = f"![Time from prompt to pixels]({PLOT.name})\n\n" if result["summary"]["rows"] else ""
     calls = [_told(name, call) for name, call in result["calls"].items()]
-    return {"sizes": plot + rows, "bars": bars, "runs": "\n".join(calls)}
+    lossy = [_speed_of_lossy(result["parts"].get("sizes", {})), _nearness_of_lossy(result.get("quality", {}))]
+    return {
+        "sizes": f"{plot}{rows}\n\n{_measured_by(result)}",
+        "bars": bars,
+        "precision": "\n\n".join(filter(None, lossy)) or NOTHING_YET,
+        "runs": "\n".join(calls),
+    }
+
+
+def _measured_by(result: Mapping[str, Any]) -> str:
+    """Which sizes were compared by which call: times are to be compared within one alone."""
+    sizes: dict[str, list[str]] = {}
+    for size in dict.fromkeys(row["size"] for row in result["summary"]["rows"]):
+        for name in dict.fromkeys(player["call"] for player in result["parts"]["sizes"][size].values()):
+            sizes.setdefault(name, []).append(size)
+    commits = {name: call.get("commit") or "an unknown commit" for name, call in result["calls"].items()}
+    told = [f"{', '.join(of_call)} by the call of {name} ({commits.get(name)})" for name, of_call in sizes.items()]
+    return f"Compared: {'; '.join(told)}." if told else ""
+
+
+def _speed_of_lossy(sizes: Mapping[str, Any]) -> str:
+    """A table of the lossy modes beside exact, round by round; nothing where none took turns with it."""
+    exact, rows = str(Precision.EXACT), []
+    for size, players in sizes.items():
+        for mode in (str(each) for each in Precision if each is not Precision.EXACT):
+            if mode not in players or exact not in players[mode].get("in_turns_with", []):
+                continue
+            taken_ms = [players[name]["rounds_ms"]["total"] for name in (exact, mode)]
+            faster = statistics.median(ours / theirs for ours, theirs in zip(*taken_ms, strict=True))
+            away = [_figure(players[name], "mean_difference_to_stock_of_255", 2) for name in (exact, mode)]
+            times = [f"{players[name]['times_ms']['total']['median']:.1f}" for name in (exact, mode)]
+            rows.append([size, mode, *times, f"{faster:.2f}", *away])
+    heads = [
+        "size",
+        "mode",
+        "exact, ms",
+        "mode, ms",
+        "x exact",
+        f"exact to {STOCK}, of 255",
+        f"mode to {STOCK}, of 255",
+    ]
+    return _table(heads, rows)
+
+
+def _nearness_of_lossy(quality: Mapping[str, Any]) -> str:
+    """A table of how near pictures in the lossy modes come to exact ones of the same seeds."""
+    rows = []
+    for model, modes in quality.items():
+        for mode, part in modes.items():
+            error, psnr, ssim = (part["spread"][name]["median"] for name in ("latents_error_pct", "psnr_db", "ssim"))
+            rows.append([model, mode, part["computed_on"], f"{error:.1f}", f"{psnr:.1f}", f"{ssim:.3f}"])
+    return _table(["model", "against exact", "computed on", "error of latents, %", "PSNR, dB", "SSIM"], rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def _figure(part: Mapping[str, Any], name: str, digits: int) -> str:
+    return "-" if part.get(name) is None else f"{part[name]:.{digits}f}"
 
 
 def _told(name: str, call: Mapping[str, Any]) -> str:

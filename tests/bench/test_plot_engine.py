@@ -52,9 +52,43 @@ def test_without_a_result_the_page_says_so():
     assert plot_engine.filled(PAGE, None).count(plot_engine.NOTHING_YET) == 2
 
 
+def test_lossy_modes_stand_beside_exact_round_by_round(tmp_path: Path):
+    def drawn(totals, away):
+        times = {name: {"median": 1.0, "p95": 1.0, "stdev": 0.0} for name in ("encode", "sample", "decode", "forwards")}
+        return {
+            "call": "2026-01-01",
+            "in_turns_with": ["exact"],
+            "times_ms": {**times, "total": {"median": totals[1], "p95": 1.0, "stdev": 0.0}},
+            "rounds_ms": {"total": totals},
+            "mean_difference_to_stock_of_255": away,
+            "tflops": {"total": 1.0, "forwards": 1.0},
+        }
+
+    players = {
+        "exact": drawn([300, 320, 310], 1.034),
+        "fp8": drawn([150, 200, 155], 4.27),
+        "stock": drawn([1] * 3, None),
+    }
+    alone = {"fp8": {**drawn([1, 2, 3], 4.0), "in_turns_with": []}}
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps({**RESULT, "parts": {"sizes": {"512x512": players, "768x768": alone}}}))
+    page = "<!-- precision: begin -->\n<!-- precision: end --><!-- sizes: begin -->\n<!-- sizes: end -->"
+    without = plot_engine.filled(page, plot_engine.read_result(path))
+    assert "| 512x512 | fp8 | 320.0 | 200.0 | 2.00 | 1.03 | 4.27 |" in without
+    assert without.count("| fp8 |") == 3  # of both sizes in their table, of one in the other
+    assert "PSNR" not in without
+    assert "Compared: 512x512, 768x768 by the call of 2026-01-01 (abc)." in without
+    near = {
+        name: {"median": value} for name, value in (("latents_error_pct", 3.15), ("psnr_db", 44.07), ("ssim", 0.998))
+    }
+    quality = {"parts": {"mini": {"fp8": {"computed_on": "CPU", "spread": near}}}}
+    (tmp_path / "quality.json").write_text(json.dumps(quality))
+    assert "| mini | fp8 | CPU | 3.1 | 44.1 | 0.998 |" in plot_engine.filled(page, plot_engine.read_result(path))
+
+
 def test_the_page_in_docs_is_what_the_stored_result_says():
     page = plot_engine.PAGE.read_text("utf-8")
-    assert [part in page for part in ("sizes: begin", "bars: begin", "runs: begin")] == [True] * 3
+    assert all(f"{part}: begin" in page for part in ("sizes", "bars", "precision", "runs"))
     result = plot_engine.read_result()
     assert plot_engine.filled(page, result) == page
     assert (plot_engine.PLOT.is_file()) == bool(result and result["summary"]["rows"])
