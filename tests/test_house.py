@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Of the extra `flash4`, and installed only where there is a GPU for them.
+OPTIONAL = {"flash_attn": "flash-attn-4", "quack": "quack-kernels"}
 HEAVY = ("torch", "diffusers", "transformers", "gradio", "pynvml", "plotly")
 
 
@@ -46,10 +48,11 @@ def test_the_rooms_of_the_house_are_in_the_readme():
 
 def test_every_library_that_is_imported_is_declared():
     known = packages_distributions()
-    declared = {
-        canonical(re.split(r"[<>=!~ \[;]", line, maxsplit=1)[0])
-        for line in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
-    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared, optional = (
+        distributions(project["dependencies"]),
+        distributions(project["optional-dependencies"]["flash4"]),
+    )
     imported = {
         name.split(".")[0]
         for path in [*(ROOT / "zimage_ui").rglob("*.py"), ROOT / "app.py", ROOT / "prewarm.py"]
@@ -58,8 +61,15 @@ def test_every_library_that_is_imported_is_declared():
     }
     foreign = imported - sys.stdlib_module_names - {"zimage_ui"}
     assert {"torch", "gradio", "fastapi"} <= foreign
-    undeclared = {name for name in foreign if not declared & {canonical(found) for found in known[name]}}
+    assert set(OPTIONAL.values()) <= optional
+    undeclared = {
+        name for name in foreign - OPTIONAL.keys() if not declared & {canonical(found) for found in known.get(name, ())}
+    }
     assert undeclared == set()
+
+
+def distributions(lines: list[str]) -> set[str]:
+    return {canonical(re.split(r"[<>=!~ \[;]", line, maxsplit=1)[0]) for line in lines}
 
 
 def canonical(distribution: str) -> str:
