@@ -26,14 +26,14 @@ def _rows(document: str, heads: int) -> dict[str, list[str]]:
 def test_the_stored_results_are_those_of_the_bundled_model():
     fingerprint = model_fingerprint(BUNDLED_FOLDER)
     assert SPEED["model"]["fingerprint"] == fingerprint
-    for name in ("scores", "scores-seed-2", "scores-h200"):
+    for name in ("scores", "scores-seed-2", "scores-h100"):
         assert (
             json.loads((ROOT / f"training/results/{name}.json").read_text("utf-8"))["model"]["fingerprint"]
             == fingerprint
         )
 
 
-@pytest.mark.parametrize("name", ["scores", "scores-seed-2", "scores-h200"])
+@pytest.mark.parametrize("name", ["scores", "scores-seed-2", "scores-h100"])
 def test_every_bar_was_met(name):
     stored = json.loads((ROOT / f"training/results/{name}.json").read_text("utf-8"))
     assert stored["missed_bars"] == []
