@@ -68,8 +68,10 @@ def main(arguments: list[str]) -> int:
     asked.output.mkdir(parents=True, exist_ok=True)
     name = "scores.json" if asked.side == SIDE else f"scores-{asked.side}.json"
     (asked.output / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if asked.side == SIDE:  # the stored grids go with the stored scores
+    if asked.side == SIDE:  # the stored sheets go with the stored scores
         _write_grids(asked.output, pictures, judged)
+        _write_faults(asked.output, pictures, judged)
+        _write_sizes(asked)
     if asked.keep is not None:
         _keep_faulty(asked.keep, pictures, judged)
     _show(judged, report)
@@ -169,6 +171,28 @@ def _write_grids(output: Path, pictures: Sequence[Picture], judged: Sequence[Jud
             if one.case.section == GRID and one.case.language == language
         ]
         write_grid([picture for picture, _ in mine], [one for _, one in mine], output / f"grid_{language}.png")
+
+
+def _write_faults(output: Path, pictures: Sequence[Picture], judged: Sequence[Judged]) -> None:
+    """Every picture of the test that lost a point, for whoever wants to see what the scores mean."""
+    from training.evaluate.grids import write_grid
+    from training.evaluate.scores import is_all_right
+
+    test = {id(one) for one in _test_of(judged)}
+    faulty = [
+        (picture, one)
+        for picture, one in zip(pictures, judged, strict=True)
+        if id(one) in test and not is_all_right(one.verdict)
+    ]
+    if faulty:
+        write_grid([picture for picture, _ in faulty], [one for _, one in faulty], output / "faults.png")
+
+
+def _write_sizes(asked: argparse.Namespace) -> None:
+    from training.evaluate.pictures import Recipe
+    from training.evaluate.sizes import write_size_sheet
+
+    write_size_sheet(Recipe(str(asked.model), asked.steps, asked.side, SIDE), asked.seed, asked.output / "sizes.png")
 
 
 def _keep_faulty(folder: Path, pictures: Sequence[Picture], judged: Sequence[Judged]) -> None:

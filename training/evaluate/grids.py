@@ -1,4 +1,4 @@
-"""Sixty-four pictures on one sheet, with their prompts beside it."""
+"""Pictures on one sheet, with their prompts and the judge's word beside it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.evaluate.scores import Judged, is_all_right
+from training.judge.verdict import CRITERIA
 
 COLUMNS = 8
 MAX_BYTES = 2_500_000
@@ -34,6 +35,7 @@ def write_grid(pictures: Sequence[NDArray[np.uint8]], judged: Sequence[Judged], 
             "prompt": one.case.prompt,
             "seed": one.case.seed,
             "judged_right": is_all_right(one.verdict),
+            "wrong": [name for name in CRITERIA if getattr(one.verdict, name) is False],
         }
         for place, one in enumerate(judged)
     ]

@@ -54,18 +54,23 @@ class Painter:
 
     def paint(self, case: Case) -> Picture:
         """The picture of `case`."""
-        recipe = self._recipe
+        side = self._recipe.side
+        return resized(self.paint_size(case.prompt, case.seed, (side, side)), self._recipe.seen_side)
+
+    def paint_size(self, prompt: str, seed: int, size: tuple[int, int]) -> Picture:
+        """The picture of `prompt` in `size` (width, height), as it is."""
+        width, height = size
         request = GenerationRequest(
-            prompt=case.prompt,
-            seed=case.seed,
-            width=recipe.side,
-            height=recipe.side,
-            num_inference_steps=recipe.steps,
+            prompt=prompt,
+            seed=seed,
+            width=width,
+            height=height,
+            num_inference_steps=self._recipe.steps,
             guidance_scale=0.0,
             preview=False,
         )
         image = self._generator.generate(request).images[0]
-        return resized(np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3), recipe.seen_side)
+        return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
     def close(self) -> None:
         """Release the device."""

@@ -153,6 +153,7 @@ def test_a_sheet_of_noise_still_fits(tmp_path: Path) -> None:
         assert image.width == image.height
     rows = json.loads((tmp_path / "grid_en.json").read_text(encoding="utf-8"))
     assert (rows[9]["row"], rows[9]["column"], rows[9]["prompt"]) == (2, 2, "a sign")
+    assert (rows[9]["judged_right"], rows[9]["wrong"]) == (True, [])
 
 
 @pytest.mark.model
@@ -177,6 +178,12 @@ def test_from_a_model_to_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report["scores"]["en"]["clean"]["pictures"] == 5
     assert (tmp_path / "grid_zh.png").exists()
     assert (tmp_path / "faults" / "faults.json").exists()
+    lost = json.loads((tmp_path / "faults.json").read_text(encoding="utf-8"))
+    assert len(lost) == 10
+    assert all("background" in one["wrong"] or "thing" in one["wrong"] or "word" in one["wrong"] for one in lost)
+    with Image.open(tmp_path / "faults.png") as sheet, Image.open(tmp_path / "sizes.png") as sizes:
+        assert sheet.height < sheet.width
+        assert sizes.height > 5 * 96
 
 
 @pytest.mark.model
