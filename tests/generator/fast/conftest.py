@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -86,3 +86,12 @@ class CountedBackend:
     def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         self.compilations += 1
         return graph.forward
+
+
+@pytest.fixture
+def backend() -> Iterator[CountedBackend]:
+    """A count that begins anew, whatever was compiled before: a loaded model makes torch note which sizes vary."""
+    torch._dynamo.reset()
+    with torch.compiler.config.patch(job_id=None):
+        yield CountedBackend()
+    torch._dynamo.reset()

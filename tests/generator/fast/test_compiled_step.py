@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.generator.fast.conftest import CountedBackend, ReplayingRecorder
+from tests.generator.fast.conftest import ReplayingRecorder
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.shapes import DenoiserShape
@@ -14,16 +14,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def backend(monkeypatch):
-    """A count that begins anew, and a model that is traced as it is on a GPU: no packed weights."""
+def fast(transformer, backend, monkeypatch):
+    """A model that is traced as it is on a GPU: no packed weights."""
     monkeypatch.setattr("zimage_ui.generator.fast.step.packing_pays", lambda transformer: False)
-    torch._dynamo.reset()
-    yield CountedBackend()
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def fast(transformer, backend):
     functions = compiled_functions(backend=backend)
     return FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder, ways=[lambda: functions])
 

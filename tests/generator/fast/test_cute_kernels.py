@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.generator.fast.conftest import CountedBackend
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attention import attention
 from zimage_ui.generator.fast.block import BlockKernels, block_weights, norm, run_block
@@ -30,12 +29,11 @@ def product(values, weight, tile):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, compiled):
+def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, backend, compiled):
     block, stream = transformer.context_refiner[0], noise(2, 32, 96)
     weights, rows = block_weights(block), torch.cat((plain_rows(block)[1:], torch.ones(1, 96)))
     table = rotation_table(transformer.rope_embedder, caption_positions(32), torch.device("cpu"))
     normed = norm(stream, plain_rows(block)[0], 1e-5)
-    backend = CountedBackend()
     run = torch.compile(run_block, fullgraph=True, backend=backend) if compiled else run_block
     with torch.inference_mode():
         expected, _ = run_block(stream, normed, weights, rows, table)

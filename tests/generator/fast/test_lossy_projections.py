@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.generator.fast.conftest import CountedBackend, ReplayingRecorder, random_transformer
+from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
 from zimage_ui.generator.fast.block import block_weights, run_block
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
@@ -147,12 +147,6 @@ class TestDenoiser:
 
 
 class TestTracedForACompiler:
-    @pytest.fixture
-    def backend(self):
-        torch._dynamo.reset()
-        yield CountedBackend()
-        torch._dynamo.reset()
-
     @pytest.fixture(params=KINDS, ids=str)
     def fast(self, request, backend):
         functions = compiled_functions(backend=backend)
