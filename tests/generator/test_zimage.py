@@ -68,6 +68,19 @@ def test_from_a_folder_to_a_picture(tiny_folder: Path, recorder: Any) -> None:
 
 
 @pytest.mark.model
+def test_torch_notes_which_sizes_vary_only_where_something_is_compiled(tiny_folder: Path) -> None:
+    from torch.compiler import config
+
+    from zimage_ui.generator.placement import read_device
+
+    generator = generator_for(tiny_folder)
+    with config.patch(job_id=None):
+        generator.load(lambda report: None)
+        assert (config.job_id is not None) == read_device().is_gpu
+    generator.close()
+
+
+@pytest.mark.model
 def test_shapes_are_prepared_piece_by_piece_and_those_asked_for_come_first(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

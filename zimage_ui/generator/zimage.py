@@ -82,9 +82,11 @@ class ZImageGenerator:
         from zimage_ui.generator.precision import check_precision
         from zimage_ui.generator.preparation import Preparation
 
-        reason = check_precision(self._precision, read_device())  # before anything is fetched or read
+        device = read_device()
+        reason = check_precision(self._precision, device)  # before anything is fetched or read
         components, info = load_components(self._model, progress=progress, precision=self._precision)
-        note_what_varies(info.fingerprint)
+        if device.is_gpu:  # on a CPU nothing is compiled
+            note_what_varies(info.fingerprint)
         self._engine = Engine(components, self._embedding_cache_bytes)
         self._preparation = Preparation(self._engine, info.profile)
         self._engine.on_made = self._preparation.made
