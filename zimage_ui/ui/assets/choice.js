@@ -47,6 +47,7 @@ class Choice extends Live {
     const offered = JSON.stringify(options);
     if (offered === this.#offered) return;
     this.#offered = offered;
+    this.group.style.setProperty("--zi-columns", Math.ceil(options.length / 2));
     this.group.replaceChildren(...options.map((option) => this.#option(option)));
     this.#settle();
   }
