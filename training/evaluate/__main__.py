@@ -69,8 +69,7 @@ def main(arguments: list[str]) -> int:
     name = "scores.json" if asked.side == SIDE else f"scores-{asked.side}.json"
     (asked.output / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if asked.side == SIDE:  # the stored sheets go with the stored scores
-        _write_grids(asked.output, pictures, judged)
-        _write_faults(asked.output, pictures, judged)
+        _write_sheets(asked.output, pictures, judged)
         _write_sizes(asked)
     if asked.keep is not None:
         _keep_faulty(asked.keep, pictures, judged)
@@ -159,33 +158,23 @@ def _section_of(judged: Sequence[Judged], section: str) -> list[Judged]:
     return [one for one in judged if one.case.section == section]
 
 
-def _write_grids(output: Path, pictures: Sequence[Picture], judged: Sequence[Judged]) -> None:
+def _write_sheets(output: Path, pictures: Sequence[Picture], judged: Sequence[Judged]) -> None:
+    """The grids, and every picture of the test that lost a point, for whoever wants to see what the scores mean."""
     from training.evaluate.cases import GRID
     from training.evaluate.grids import write_grid
+    from training.evaluate.scores import is_all_right
     from training.world.captions import LANGUAGES
 
+    of_case = {one.case: picture for picture, one in zip(pictures, judged, strict=True)}
+
+    def write(name: str, wanted: Sequence[Judged]) -> None:
+        if wanted:
+            write_grid([of_case[one.case] for one in wanted], wanted, output / name)
+
     for language in LANGUAGES:
-        mine = [
-            (picture, one)
-            for picture, one in zip(pictures, judged, strict=True)
-            if one.case.section == GRID and one.case.language == language
-        ]
-        write_grid([picture for picture, _ in mine], [one for _, one in mine], output / f"grid_{language}.png")
-
-
-def _write_faults(output: Path, pictures: Sequence[Picture], judged: Sequence[Judged]) -> None:
-    """Every picture of the test that lost a point, for whoever wants to see what the scores mean."""
-    from training.evaluate.grids import write_grid
-    from training.evaluate.scores import is_all_right
-
-    test = {id(one) for one in _test_of(judged)}
-    faulty = [
-        (picture, one)
-        for picture, one in zip(pictures, judged, strict=True)
-        if id(one) in test and not is_all_right(one.verdict)
-    ]
-    if faulty:
-        write_grid([picture for picture, _ in faulty], [one for _, one in faulty], output / "faults.png")
+        grid = [one for one in _section_of(judged, GRID) if one.case.language == language]
+        write(f"grid_{language}.png", grid)
+    write("faults.png", [one for one in _test_of(judged) if not is_all_right(one.verdict)])
 
 
 def _write_sizes(asked: argparse.Namespace) -> None:

@@ -77,6 +77,17 @@ class ReplayingRecorder:
         return replay, answer
 
 
+def stock_products(block: Any, values: torch.Tensor, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the linear layers of a stock block make of `values`, and the last of `hidden`, by our products' names."""
+    attention, feed_forward = block.attention, block.feed_forward
+    return {
+        "query_key_value": torch.cat([layer(values) for layer in (attention.to_q, attention.to_k, attention.to_v)], -1),
+        "output": attention.to_out[0](values),
+        "gate_up": torch.cat([feed_forward.w1(values), feed_forward.w3(values)], -1),
+        "down": feed_forward.w2(hidden),
+    }
+
+
 class CountedBackend:
     """A backend of torch.compile that runs what was traced, and counts."""
 

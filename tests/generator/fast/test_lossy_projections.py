@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
+from tests.generator.fast.conftest import ReplayingRecorder, random_transformer, stock_products
 from zimage_ui.generator.fast.block import block_weights, run_block
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
@@ -74,14 +74,8 @@ def test_what_was_read_before_gives_the_same(noise, precision):
 
 @lossy_kinds
 def test_matrices_are_replaced_and_their_memory_is_free(block, noise, precision):
-    attention, feed_forward = block.attention, block.feed_forward
     values, hidden = noise(2, 7, 96), noise(2, 7, 256)
-    expected = {
-        "query_key_value": torch.cat([layer(values) for layer in (attention.to_q, attention.to_k, attention.to_v)], -1),
-        "output": attention.to_out[0](values),
-        "gate_up": torch.cat([feed_forward.w1(values), feed_forward.w3(values)], -1),
-        "down": feed_forward.w2(hidden),
-    }
+    expected = stock_products(block, values, hidden)
     before = sum(parameter.nbytes for parameter in block.parameters() if parameter.ndim == 2)
     modulation_bytes = block.adaLN_modulation[0].weight.nbytes
     projections = lossy_projections(block, precision)
@@ -92,7 +86,7 @@ def test_matrices_are_replaced_and_their_memory_is_free(block, noise, precision)
     assert kept == {modulation_bytes}
     assert sum(each.weight.untyped_storage().nbytes() for each in projections) * 4 == before - modulation_bytes
     with pytest.raises(RuntimeError):
-        attention.to_q(values)
+        block.attention.to_q(values)
 
 
 @lossy_kinds

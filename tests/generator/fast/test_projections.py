@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.generator.fast.conftest import random_transformer
+from tests.generator.fast.conftest import random_transformer, stock_products
 from zimage_ui.generator.fast.projections import (
     FUSED,
     PackedProjection,
@@ -25,14 +25,8 @@ def block():
 
 
 def test_they_compute_what_the_stock_layers_compute(block, noise):
-    attention, feed_forward = block.attention, block.feed_forward
     values, hidden = noise(2, 7, 96), noise(2, 7, 256)
-    expected = {
-        "query_key_value": torch.cat([layer(values) for layer in (attention.to_q, attention.to_k, attention.to_v)], -1),
-        "output": attention.to_out[0](values),
-        "gate_up": torch.cat([feed_forward.w1(values), feed_forward.w3(values)], -1),
-        "down": feed_forward.w2(hidden),
-    }
+    expected = stock_products(block, values, hidden)
     plain = block_projections(block)
     for projections in (plain, packed(plain)):
         for name, product in expected.items():

@@ -16,15 +16,21 @@ to a picture can be measured anywhere. It is slower there than the exact one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from torch import nn
 
 from zimage_ui.generator.components import EIGHT_BIT_MULTIPLE
-from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection, block_projections
+from zimage_ui.generator.fast.projections import (
+    PRODUCTS,
+    BlockProjections,
+    PlainProjection,
+    Projection,
+    block_projections,
+)
 from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows, quantise
 from zimage_ui.request import Precision
 
@@ -33,88 +39,83 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Projection:
-    """A matrix in FP8, multiplied with activations in FP8.
+class EightBitProjection(ABC):
+    """A matrix in eight bits, multiplied with activations in the same.
 
     Attributes:
-        weight: (outputs, inputs), float8_e4m3fn; both extents multiples of 16.
-        scales: (1, outputs), fp32.
-        dtype: of the product; a GPU has bf16 only.
-        fast_accumulation: add up in the tensor cores' own precision (14 bits on Hopper), which takes half the time of
-            adding up in fp32 there and rounds far less than the factors were.
-    """
-
-    weight: torch.Tensor
-    scales: torch.Tensor
-    dtype: torch.dtype
-    fast_accumulation: bool = True
-
-    @classmethod
-    def of(cls, weight: torch.Tensor) -> Fp8Projection:
-        """The projection by `weight`, (outputs, inputs), whose dtype the product will have."""
-        rows = quantise(weight, torch.float8_e4m3fn)
-        return cls(rows.values, rows.scales.view(1, -1), weight.dtype)
-
-    def read(self, values: torch.Tensor) -> QuantisedRows:
-        """`values` (..., inputs) in FP8."""
-        return quantise(values, torch.float8_e4m3fn)
-
-    def __call__(self, activations: Activations) -> torch.Tensor:
-        """One matrix product by the device's own library; emulated on a CPU."""
-        rows = _rows_of(self.read, activations)
-        factor, scales = rows.values.flatten(0, -2), rows.scales.flatten(0, -2)
-        if factor.is_cuda:
-            product = torch._scaled_mm(
-                factor,
-                self.weight.t(),
-                scale_a=scales,
-                scale_b=self.scales,
-                out_dtype=self.dtype,
-                use_fast_accum=self.fast_accumulation,
-            )
-        else:
-            product = (factor.float() @ self.weight.float().t() * scales * self.scales).to(self.dtype)
-        return product.view(*rows.values.shape[:-1], -1)
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Projection:
-    """A matrix in int8, multiplied with activations in int8; sums are int32.
-
-    Attributes:
-        weight: (outputs, inputs), int8; both extents multiples of 8.
+        stored: the dtype of both factors.
+        weight: (outputs, inputs), in it.
         scales: (1, outputs), fp32.
         dtype: of the product.
     """
 
+    stored: ClassVar[torch.dtype]
+
     weight: torch.Tensor
     scales: torch.Tensor
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> Int8Projection:
+    def of(cls, weight: torch.Tensor) -> Self:
         """The projection by `weight`, (outputs, inputs), whose dtype the product will have."""
-        rows = quantise(weight, torch.int8)
+        rows = quantise(weight, cls.stored)
         return cls(rows.values, rows.scales.view(1, -1), weight.dtype)
 
     def read(self, values: torch.Tensor) -> QuantisedRows:
-        """`values` (..., inputs) in int8."""
-        return quantise(values, torch.int8)
+        """`values` (..., inputs) in eight bits."""
+        return quantise(values, self.stored)
 
     def __call__(self, activations: Activations) -> torch.Tensor:
-        """One matrix product by the device's own library; a compiler scales it in whatever kernel reads it next."""
-        rows = _rows_of(self.read, activations)
-        sums = torch._int_mm(rows.values.flatten(0, -2), self.weight.t())
-        # in place: uncompiled, each further copy of the largest product is 377 MB at 1024 x 1024
-        product = sums.float().mul_(rows.scales.flatten(0, -2)).mul_(self.scales).to(self.dtype)
+        """One matrix product by the device's own library."""
+        rows = activations if isinstance(activations, QuantisedRows) else self.read(activations)
+        product = self._product(rows.values.flatten(0, -2), rows.scales.flatten(0, -2))
         return product.view(*rows.values.shape[:-1], -1)
 
+    @abstractmethod
+    def _product(self, factor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """(tokens, outputs) of `factor` (tokens, inputs) and its `scales` (tokens, 1)."""
 
-_KINDS: dict[Precision, type[Fp8Projection] | type[Int8Projection]] = {
-    Precision.FP8: Fp8Projection,
-    Precision.INT8: Int8Projection,
-}
-_STORED = {Precision.FP8: torch.float8_e4m3fn, Precision.INT8: torch.int8}
+
+@dataclass(frozen=True, slots=True)
+class Fp8Projection(EightBitProjection):
+    """By FP8, e4m3: both extents are multiples of 16, and a GPU's product is bf16. Emulated on a CPU.
+
+    Attributes:
+        fast_accumulation: add up in the tensor cores' own precision (14 bits on Hopper), which takes half the time of
+            adding up in fp32 there and rounds far less than the factors were.
+    """
+
+    stored = torch.float8_e4m3fn
+
+    fast_accumulation: bool = True
+
+    def _product(self, factor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        if not factor.is_cuda:
+            return (factor.float() @ self.weight.float().t() * scales * self.scales).to(self.dtype)
+        return torch._scaled_mm(
+            factor,
+            self.weight.t(),
+            scale_a=scales,
+            scale_b=self.scales,
+            out_dtype=self.dtype,
+            use_fast_accum=self.fast_accumulation,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Projection(EightBitProjection):
+    """By int8, with sums in int32: both extents are multiples of 8."""
+
+    stored = torch.int8
+
+    def _product(self, factor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        sums = torch._int_mm(factor, self.weight.t())
+        # In place: uncompiled, each further copy of the largest product is 377 MB at 1024 x 1024. A compiler scales it
+        # in whatever kernel reads it next.
+        return sums.float().mul_(scales).mul_(self.scales).to(self.dtype)
+
+
+_KINDS: dict[Precision, type[EightBitProjection]] = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
 
 
 def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> BlockProjections:
@@ -128,8 +129,8 @@ def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> Bl
         precision: FP8 or INT8.
     """
     projections = lossy(block_projections(block), precision)
-    for linear in _linears(block):
-        linear.weight.data = linear.weight.new_empty(0)
+    for matrix in (block.get_parameter(name) for names in PRODUCTS for name in names):
+        matrix.data = matrix.new_empty(0)
     return projections
 
 
@@ -146,25 +147,14 @@ def lossy(projections: BlockProjections, precision: Precision) -> BlockProjectio
 
 def unfilled(
     outputs: int, inputs: int, dtype: torch.dtype, precision: Precision, device: torch.device
-) -> PlainProjection | Fp8Projection | Int8Projection:
+) -> PlainProjection | EightBitProjection:
     """The projection that `lossy` would make of a matrix of `dtype`, its values anything; for `RoundedBlocks`."""
     if not _takes((outputs, inputs)):
         return PlainProjection(torch.empty(outputs, inputs, dtype=dtype, device=device))
-    weight = torch.empty(outputs, inputs, dtype=_STORED[precision], device=device)
-    return _KINDS[precision](weight, torch.empty(1, outputs, device=device), dtype)
+    kind = _KINDS[precision]
+    weight = torch.empty(outputs, inputs, dtype=kind.stored, device=device)
+    return kind(weight, torch.empty(1, outputs, device=device), dtype)
 
 
 def _takes(extents: Sequence[int]) -> bool:
     return not any(extent % EIGHT_BIT_MULTIPLE for extent in extents)
-
-
-def _rows_of(read: Callable[[torch.Tensor], QuantisedRows], activations: Activations) -> QuantisedRows:
-    return activations if isinstance(activations, QuantisedRows) else read(activations)
-
-
-def _linears(block: ZImageTransformerBlock) -> tuple[nn.Linear, ...]:
-    attention, feed_forward = block.attention, block.feed_forward
-    return (
-        attention.to_q, attention.to_k, attention.to_v, attention.to_out[0],
-        feed_forward.w1, feed_forward.w2, feed_forward.w3,
-    )  # fmt: skip

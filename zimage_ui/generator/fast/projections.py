@@ -19,11 +19,15 @@ from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
-# The matrices of a stock block that are one product's, in the order of its outputs.
-FUSED = (
+# The matrices of a stock block by product, as in `BlockProjections`; those of one product in the order of its outputs.
+PRODUCTS = (
     ("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight"),
+    ("attention.to_out.0.weight",),
     ("feed_forward.w1.weight", "feed_forward.w3.weight"),
+    ("feed_forward.w2.weight",),
 )
+# Those of which several are one product's.
+FUSED = tuple(names for names in PRODUCTS if len(names) > 1)
 
 # On a CPU packed weights stand beside the plain ones, which the stock modules still need: for small models only.
 _PACKING_LIMIT_BYTES = 2**30

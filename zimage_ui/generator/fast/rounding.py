@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from zimage_ui.generator.fast.flat import FlatLayout
-from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection, unfilled
-from zimage_ui.generator.fast.projections import FUSED, BlockProjections, PlainProjection
+from zimage_ui.generator.fast.lossy_projections import EightBitProjection, unfilled
+from zimage_ui.generator.fast.projections import PRODUCTS, BlockProjections, PlainProjection
 from zimage_ui.generator.fast.quantised_rows import quantise
 from zimage_ui.generator.fast.streaming import spread
 from zimage_ui.generator.page_locked import HostBuffer
@@ -23,12 +23,10 @@ from zimage_ui.request import Precision
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
 
-# The stock matrices that lie below each other in each product of a block, in the order of `BlockProjections`.
-_PARTS = (FUSED[0], ("attention.to_out.0.weight",), FUSED[1], ("feed_forward.w2.weight",))
 # Rounded at once. On the way each value is there three times in fp32.
 _VALUES_AT_ONCE = 2**23
 
-_Target = PlainProjection | Fp8Projection | Int8Projection
+_Target = PlainProjection | EightBitProjection
 
 
 class RoundedBlocks:
@@ -87,7 +85,7 @@ class RoundedBlocks:
         return homes
 
     def _add_sinks(self, name: str, block: torch.nn.Module) -> None:
-        for product, parts in enumerate(_PARTS):
+        for product, parts in enumerate(PRODUCTS):
             begin = 0
             for part in parts:
                 self.sinks[f"{name}.{part}"] = self._sink(name, product, begin)
@@ -106,7 +104,7 @@ def _products(
         return unfilled(sum(rows for rows, _ in extents), extents[0][1], dtype, precision, device)
 
     with torch.inference_mode(False):
-        return BlockProjections(*map(product, _PARTS))
+        return BlockProjections(*map(product, PRODUCTS))
 
 
 def _extents(block: torch.nn.Module, part: str) -> tuple[int, int]:
@@ -116,7 +114,7 @@ def _extents(block: torch.nn.Module, part: str) -> tuple[int, int]:
 
 def _fill(target: object, begin: int, matrix: torch.Tensor) -> None:
     """`matrix` becomes the rows of `target` from `begin` on, rounded on its own device."""
-    assert isinstance(target, PlainProjection | Fp8Projection | Int8Projection)
+    assert isinstance(target, _Target)
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(target, PlainProjection):
             target.weight[begin : begin + len(matrix)].copy_(matrix)

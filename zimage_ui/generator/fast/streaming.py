@@ -21,16 +21,11 @@ from torch import nn
 
 from zimage_ui.generator.fast.block import BlockWeights
 from zimage_ui.generator.fast.flat import FlatLayout
+from zimage_ui.generator.fast.projections import PRODUCTS
 from zimage_ui.generator.fast.slots import CudaTransfer, SlotRing, Transfer
 from zimage_ui.generator.page_locked import HostBuffer
 
 _log = logging.getLogger(__name__)
-
-# The weights of a stock block that its projections are made of.
-_STREAMED_WEIGHTS = (
-    "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0",
-    "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
-)  # fmt: skip
 
 
 def spread(count: int, among: int) -> list[int]:
@@ -40,7 +35,7 @@ def spread(count: int, among: int) -> list[int]:
 
 def streamed_names(count: int, among: int) -> frozenset[str]:
     """The names of a stock transformer's weights that are not on the device while `count` of `among` layers stream."""
-    return frozenset(f"layers.{place}.{name}.weight" for place in spread(count, among) for name in _STREAMED_WEIGHTS)
+    return frozenset(f"layers.{place}.{name}" for place in spread(count, among) for names in PRODUCTS for name in names)
 
 
 class StreamedLayers:
