@@ -314,10 +314,9 @@ def test_requests_are_judged_in_the_precision_that_was_asked_for(
     assert info.memory_plan_reason.startswith("everything" if precision is Precision.EXACT else kept)
 
 
-def test_running_out_of_memory_while_loading_leads_to_the_next_smaller_plan(
-    tiny_folder: Path, pretended_gpu: Any, monkeypatch: pytest.MonkeyPatch
-):
-    pretended_gpu()
+@pytest.fixture
+def runs_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first part that is filled runs out of memory."""
     fill, failures = loading.fill, [torch.OutOfMemoryError("CUDA out of memory")]
 
     def fail_once(*arguments: Any, **named: Any) -> None:
@@ -326,6 +325,11 @@ def test_running_out_of_memory_while_loading_leads_to_the_next_smaller_plan(
         fill(*arguments, **named)
 
     monkeypatch.setattr(loading, "fill", fail_once)
+
+
+@pytest.mark.usefixtures("runs_out_once")
+def test_running_out_of_memory_while_loading_leads_to_the_next_smaller_plan(tiny_folder: Path, pretended_gpu: Any):
+    pretended_gpu()
     heard: list[WarmupProgress] = []
     components, info = load(tiny_folder, heard.append)
     assert components.memory_plan is MemoryPlan.TEXT_ENCODER_OFFLOADED
@@ -359,20 +363,13 @@ def test_streamed_layers_never_see_the_device(five_layers: Path, pretended_gpu: 
     assert on_host == {"transformer": streamed_names(3, 5), "text_encoder": set(), "vae": set()}
 
 
+@pytest.mark.usefixtures("runs_out_once")
 def test_what_does_not_fit_with_some_layers_streamed_is_loaded_with_all_of_them(
     five_layers: Path, pretended_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ):
     pretended_gpu()
     choice = loading.PlanChoice(MemoryPlan.STREAMED, "because", 3)
     monkeypatch.setattr(loading, "choose_plan", lambda device, need: choice)
-    fill, failures = loading.fill, [torch.OutOfMemoryError("CUDA out of memory")]
-
-    def fail_once(*arguments: Any, **named: Any) -> None:
-        if failures:
-            raise failures.pop()
-        fill(*arguments, **named)
-
-    monkeypatch.setattr(loading, "fill", fail_once)
     components, info = load(five_layers)
     assert (components.memory_plan, components.streamed_layers) == (MemoryPlan.SMALLEST, 5)
     assert info.memory_plan_reason == "the plan streamed ran out of memory while loading"
