@@ -31,22 +31,20 @@ throttling that it ran under, and replaces what an earlier call found: several s
 from __future__ import annotations
 
 import argparse
-import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import cached_property, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench import engine_parts, full_size
-from bench.engine_parts import Figures, size_name
+from bench import engine_parts
+from bench.command import Turns, alone, completed, model_parser, open_result, parse_size, size_name
+from bench.engine_parts import Figures
 from bench.engine_summary import summary, text_of
 from bench.players import COMPILED, MODES, PLAYERS, STOCK, Cast, Size
 from bench.prompts import new_prompts
-from bench.report import RESULTS, PartedResult, circumstances, commit
+from bench.report import PartedResult
 from bench.work import ModelWork
 from zimage_ui.request import Precision
 
@@ -57,10 +55,6 @@ TINY_SIZES: tuple[Size, ...] = ((64, 64), (96, 64))
 USUAL_PLAYERS = tuple(name for name in PLAYERS if name != Precision.INT8)
 # Nothing computes in eight bits on a CPU.
 TINY_PLAYERS = (STOCK, COMPILED, str(Precision.EXACT))
-_PACKAGES = (
-    "torch", "diffusers", "transformers", "accelerate", "safetensors", "triton", "numpy", "nvidia-ml-py",
-    "flash-attn-4", "quack-kernels",
-)  # fmt: skip
 
 
 class Bench:
@@ -76,15 +70,14 @@ class Bench:
         self._work = ModelWork.of_folder(options.folder)
         self._prompts = new_prompts(options.folder, options.prompt_seed)
         self._probe = engine_parts.gpu_probe()
-        self._ends_s: float = time.perf_counter() + 60 * options.minutes
-        self._left_out: list[str] = []
+        self._turns = Turns(result, options.minutes)
 
     def run(self) -> list[str]:
         """All parts that were asked for, in order; gives what failed or was left out."""
         with closing(self._probe):
             for part in (part for part in PARTS if part in self._options.parts):
                 getattr(self, f"_measure_{part}")()
-        return self._left_out
+        return self._turns.left_out
 
     @cached_property
     def _cast(self) -> Cast:
@@ -93,7 +86,7 @@ class Bench:
 
     def _measure_memory(self) -> None:
         for name in self._options.players:
-            self._measure(("memory", name), partial(self._memory_of, name))
+            self._turns.measure(("memory", name), partial(self._memory_of, name))
 
     def _memory_of(self, name: str) -> Figures:
         seed = self._options.prompt_seed + 1
@@ -103,23 +96,23 @@ class Bench:
     def _measure_ready(self) -> None:
         engine_parts.read_through(self._folder)
         for mode in self._modes:
-            self._measure(("ready", mode), partial(twice, engine_parts.ready_generator, self._folder, mode))
+            self._turns.measure(("ready", mode), partial(twice, engine_parts.ready_generator, self._folder, mode))
         if engine_parts.can_serve():
-            self._measure(("ready", "served"), partial(twice, engine_parts.ready_served, self._folder))
+            self._turns.measure(("ready", "served"), partial(twice, engine_parts.ready_served, self._folder))
         else:
             print("ready/served: left out, the server's libraries are not installed", flush=True)
 
     def _measure_first(self) -> None:
         for mode in self._modes:
             for size in self._sizes:
-                self._measure(("first", mode, size_name(size)), partial(self._first_of, mode, size))
+                self._turns.measure(("first", mode, size_name(size)), partial(self._first_of, mode, size))
 
     def _first_of(self, mode: str, size: Size) -> Figures:
         return engine_parts.first_pictures(self._cast.mode(mode), size, self._prompts, self._probe)
 
     def _measure_peak(self) -> None:
         for size in self._sizes:
-            self._measure(("peak", size_name(size)), partial(self._peak_of, size))
+            self._turns.measure(("peak", size_name(size)), partial(self._peak_of, size))
 
     def _peak_of(self, size: Size) -> Figures:
         return engine_parts.peak(self._work, size, self._cast, self._probe)
@@ -130,7 +123,7 @@ class Bench:
             if self._options.sequential:
                 self._cast.dismiss()
             for size in self._sizes:
-                if self._in_time(f"sizes/{size_name(size)}"):
+                if self._turns.in_time(f"sizes/{size_name(size)}"):
                     self._compare_in(size, together)
 
     def _compare_in(self, size: Size, names: Sequence[str]) -> None:
@@ -145,11 +138,11 @@ class Bench:
         for name, of_player in figures.items():
             loading = self._cast.loaded().get(name, {})
             self._result.put(("sizes", size_name(size), name), {**of_player, "loading": loading})
-        self._left_out += [f"{place}/{name}" for name in names if name not in figures]
+        self._turns.left_out += [f"{place}/{name}" for name in names if name not in figures]
 
     def _measure_steady(self) -> None:
         for mode in self._modes:
-            self._measure(("steady", mode, size_name(self._sizes[0])), partial(self._steady_of, mode))
+            self._turns.measure(("steady", mode, size_name(self._sizes[0])), partial(self._steady_of, mode))
 
     def _steady_of(self, mode: str) -> Figures:
         ours, pictures = self._cast.mode(mode), self._options.pictures
@@ -157,32 +150,11 @@ class Bench:
 
     def _measure_instruments(self) -> None:
         for mode in self._modes:
-            self._measure(("instruments", mode, size_name(self._sizes[0])), partial(self._instruments_of, mode))
+            self._turns.measure(("instruments", mode, size_name(self._sizes[0])), partial(self._instruments_of, mode))
 
     def _instruments_of(self, mode: str) -> Figures:
         ours, rounds = self._cast.mode(mode), self._options.runs
         return engine_parts.instruments(ours, self._sizes[0], rounds, self._prompts, self._probe)
-
-    def _measure(self, place: tuple[str, ...], measure: Callable[[], Figures]) -> None:
-        """Measure one part and store it; what fails is told, and the next part has its turn."""
-        name = "/".join(place)
-        if not self._in_time(name):
-            return
-        begun_s = time.perf_counter()
-        try:
-            self._result.put(place, measure())
-        except Exception:  # noqa: BLE001 - minutes of a GPU are not lost to one part that fails
-            traceback.print_exc()
-            self._left_out.append(name)
-        else:
-            print(f"{name}: done in {time.perf_counter() - begun_s:.1f} s", flush=True)
-
-    def _in_time(self, name: str) -> bool:
-        in_time = time.perf_counter() < self._ends_s
-        if not in_time:
-            print(f"{name}: left out, the time is up", flush=True)
-            self._left_out.append(name)
-        return in_time
 
 
 def twice(start: Callable[..., Figures], *arguments: Any) -> Figures:
@@ -191,29 +163,10 @@ def twice(start: Callable[..., Figures], *arguments: Any) -> Figures:
     return {"first": first, **second}
 
 
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` answers in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
-
-
-def parse_size(text: str) -> Size:
-    """(832, 1248) of "832x1248".
-
-    Raises:
-        ValueError: it is none.
-    """
-    width, height = map(int, text.split("x"))
-    return width, height
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options, completed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = model_parser("engine", __doc__)
     listed: dict[str, Any] = {"nargs": "+", "metavar": "..."}
-    parser.add_argument("folder", type=Path, help="of the model; built when it is missing")
     parser.add_argument("--parts", choices=PARTS, default=list(PARTS), help=f"of {', '.join(PARTS)} [all]", **listed)
     parser.add_argument(
         "--players", choices=PLAYERS, help=f"of {', '.join(PLAYERS)} [all but int8; --tiny all but the lossy]", **listed
@@ -223,31 +176,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=15, help="rounds of sizes and instruments [15]")
     parser.add_argument("--pictures", type=int, default=50, help="of steady [50]")
-    parser.add_argument("--minutes", type=float, default=60.0, help="after which no further part begins [60]")
     parser.add_argument("--prompt-seed", type=int, default=1, help="of the words of all prompts [1]")
     parser.add_argument("--warm-only", action="store_true", help="warm the measured sizes alone; 'ready' warms all")
     parser.add_argument("--sequential", action="store_true", help="one player in memory at a time; no taking turns")
-    parser.add_argument("--bf16-transformer", action="store_true", help="build 20 GB instead of 33 (the hub has fp32)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: only to try this out")
-    parser.add_argument("--commit", default=commit(), help="that is measured [as git says]")
-    parser.add_argument("--result", type=Path, help="[bench/results/engine.json; with --tiny beside FOLDER]")
-    options = parser.parse_args(arguments)
-    options.folder = options.folder.absolute()
+    options = completed(parser.parse_args(arguments), "engine")
     options.players = options.players or list(TINY_PLAYERS if options.tiny else USUAL_PLAYERS)
     options.sizes = options.sizes or list(TINY_SIZES if options.tiny else SIZES)
-    options.result = options.result or (
-        options.folder.with_suffix(".engine.json") if options.tiny else RESULTS / "engine.json"
-    )
     return options
-
-
-def build(options: argparse.Namespace) -> None:
-    """Write the model, in a process of its own, so that this one stays off the device."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = "bfloat16" if options.bf16_transformer else "float32"
-    print(f"built in {alone(full_size.build, options.folder, device, options.tiny, dtype):.1f} s", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -257,10 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: a part failed or was left out; the others are stored.
     """
     options = parse(arguments)
-    if not options.folder.is_dir():
-        build(options)
-    told = {**circumstances(*_PACKAGES), "commit": options.commit, "model": full_size.marker(options.folder)}
-    result = PartedResult(options.result, told)
+    result = open_result(options)
     left_out = Bench(options, result).run()
     result.content["summary"] = summary(result.content["parts"])
     result.write()

@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 
+from bench.command import size_name
 from bench.conditions import Watch
 from bench.matmul import product_rates
 from bench.players import STEPS, STOCK, Cast, Drawn, Ours, Player, Size, compilations
@@ -195,11 +196,6 @@ def read_through(folder: Path) -> int:
             while piece := file.read(2**24):
                 size_bytes += len(piece)
     return size_bytes
-
-
-def size_name(size: Size) -> str:
-    """As in "1024x1024"."""
-    return "x".join(map(str, size))
 
 
 def _able(players: Mapping[str, Player], size: Size, prompts: Iterator[Prompt]) -> dict[str, Player]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench import tables
 from bench.players import PLAYERS, STOCK
 
 Parts = Mapping[str, Any]
@@ -119,7 +120,6 @@ def best_rate(parts: Parts) -> float | None:
 
 def text_of(told: Mapping[str, Any], *, markdown: bool = False) -> str:
     """The summary as two tables, for a terminal or for a page of documentation."""
-    form = _markdown if markdown else _aligned
     rows = [{name: _cell(name, row.get(name)) for name in COLUMNS} for row in told["rows"]]
     bars = [
         {
@@ -133,11 +133,11 @@ def text_of(told: Mapping[str, Any], *, markdown: bool = False) -> str:
     peak = told["peak_tflops"]
     return "\n\n".join(
         [
-            form(COLUMNS, rows),
+            _table(COLUMNS, rows, markdown=markdown),
             f"Peak of matrix products in the transformer's shapes: {peak:.4g} TFLOP/s."
             if peak
             else "No peak measured.",
-            form(BAR_COLUMNS, bars),
+            _table(BAR_COLUMNS, bars, markdown=markdown),
         ]
     )
 
@@ -184,19 +184,9 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.2f}" if name == "times_as_fast" or name.endswith("_gib") else f"{value:.1f}"
 
 
-def _aligned(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
-    lines = [columns, *rows]
-    widths = {name: max(len(line[name]) for line in lines) for name in columns}
-    first = next(iter(columns))
-    return "\n".join(
-        "  ".join(
-            line[name].ljust(widths[name]) if name in (first, "player", "verdict") else line[name].rjust(widths[name])
-            for name in columns
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _markdown(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
-    lines = [tuple(columns.values()), ("---",) * len(columns), *(tuple(row[name] for name in columns) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]], *, markdown: bool) -> str:
+    cells = [[row[name] for name in columns] for row in rows]
+    if markdown:
+        return tables.markdown(list(columns.values()), cells)
+    left = {0} | {place for place, name in enumerate(columns) if name in ("player", "verdict")}
+    return tables.aligned(list(columns.values()), cells, left)

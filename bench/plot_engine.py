@@ -1,8 +1,8 @@
 """The page about speed, from what `bench.engine` measured: `python -m bench.plot_engine`.
 
 Draws docs/performance.svg and fills the tables of docs/performance.md between their marks; every figure comes from
-bench/results/engine.json and, for how near the lossy modes come, the quality.json beside it. The rest of the page stays
-as it is written.
+bench/results/engine.json, from the quality.json beside it for how near the lossy modes come, and from the memory.json
+beside it for smaller cards. The rest of the page stays as it is written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bench import memory, tables
 from bench.engine_summary import summary, text_of
 from bench.players import STOCK
 from bench.report import RESULTS, ROOT
@@ -23,7 +24,8 @@ from zimage_ui.request import Precision
 
 PAGE, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 STAGES = ("encode", "sample", "decode")
-NOTHING_YET = "No result is stored yet: run `python -m bench.engine`, then `python -m bench.plot_engine`."
+_NOTHING = "No result is stored yet: run `python -m bench.{}`, then `python -m bench.plot_engine`."
+NOTHING_YET, NO_MEMORY_YET = _NOTHING.format("engine"), _NOTHING.format("memory FOLDER")
 _WIDTH, _LEFT, _RIGHT, _TOP = 960, 150, 110, 56
 _BAR, _GAP, _BETWEEN = 20, 6, 34
 _SECTIONS = re.compile(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
@@ -54,9 +56,10 @@ def svg(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def filled(page: str, result: Mapping[str, Any] | None) -> str:
+def filled(page: str, result: Mapping[str, Any] | None, of_memory: Mapping[str, Any] | None = None) -> str:
     """`page` with the sections between its marks written anew; None is no result."""
     sections = _sections(result) if result else {}
+    sections["memory"] = _memory_section(of_memory) if of_memory else NO_MEMORY_YET
     return _SECTIONS.sub(lambda found: f"{found[1]}\n{sections.get(found[2], NOTHING_YET)}\n\n{found[3]}", page)
 
 
@@ -71,6 +74,11 @@ def read_result(path: Path = RESULTS / "engine.json") -> dict[str, Any] | None:
     return {**result, "summary": summary(result["parts"]), "quality": quality}
 
 
+def read_memory(path: Path = RESULTS / "memory.json") -> dict[str, Any] | None:
+    """What `bench.memory` stored; None before its first run."""
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
 def _sections(result: Mapping[str, Any]) -> dict[str, str]:
     rows, bars = text_of(result["summary"], markdown=True).rsplit("\n\n", 1)
     plot = f"![Time from prompt to pixels]({PLOT.name})\n\n" if result["summary"]["rows"] else ""
@@ -82,6 +90,13 @@ def _sections(result: Mapping[str, Any]) -> dict[str, str]:
         "precision": "\n\n".join(filter(None, lossy)) or NOTHING_YET,
         "runs": "\n".join(calls),
     }
+
+
+def _memory_section(result: Mapping[str, Any]) -> str:
+    parts = result["parts"]
+    notes = "\n".join(f"- {note}" for note in memory.notes(parts))
+    calls = "\n".join(_told(name, call) for name, call in result["calls"].items())
+    return "\n\n".join(filter(None, [_table(memory.HEADS, memory.rows(parts)), notes, f"Measured by:\n\n{calls}"]))
 
 
 def _measured_by(result: Mapping[str, Any]) -> str:
@@ -130,9 +145,7 @@ def _nearness_of_lossy(quality: Mapping[str, Any]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+    return tables.markdown(heads, rows) if rows else ""
 
 
 def _figure(part: Mapping[str, Any], name: str, digits: int) -> str:
@@ -181,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     if result and result["summary"]["rows"]:
         PLOT.write_text(svg(result["summary"]["rows"]), "utf-8")
         print(PLOT)
-    PAGE.write_text(filled(PAGE.read_text("utf-8"), result), "utf-8")
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), result, read_memory()), "utf-8")
     print(PAGE)
 
 

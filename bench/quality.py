@@ -27,7 +27,7 @@ from unittest import mock
 import numpy as np
 
 from bench import mini
-from bench.engine import parse_size
+from bench.command import parse_size
 from bench.full_size import marker
 from bench.likeness import psnr_db, ssim
 from bench.players import STEPS, Size

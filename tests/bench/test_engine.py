@@ -6,12 +6,6 @@ import pytest
 from bench import engine, engine_parts, players
 
 
-def test_a_size_is_read_as_it_is_written():
-    assert engine.parse_size("832x1248") == (832, 1248)
-    with pytest.raises(ValueError, match=r"not enough values|invalid literal"):
-        engine.parse_size("large")
-
-
 def test_everything_is_measured_unless_parts_are_named(tmp_path: Path):
     options = engine.parse([str(tmp_path)])
     assert tuple(options.parts) == engine.PARTS

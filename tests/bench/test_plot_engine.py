@@ -5,6 +5,7 @@ from pathlib import Path
 from bench import plot_engine
 from bench.engine_summary import summary
 from tests.bench.test_engine_summary import PARTS
+from tests.bench.test_memory import PARTS as MEMORY_PARTS
 
 RESULT = {
     "calls": {
@@ -86,9 +87,25 @@ def test_lossy_modes_stand_beside_exact_round_by_round(tmp_path: Path):
     assert "| mini | fp8 | CPU | 3.1 | 44.1 | 0.998 |" in plot_engine.filled(page, plot_engine.read_result(path))
 
 
+def test_smaller_cards_have_a_table_of_their_own(tmp_path: Path):
+    page = "<!-- memory: begin -->\nold\n<!-- memory: end -->\n"
+    path = tmp_path / "memory.json"
+    assert plot_engine.read_memory(path) is None
+    nothing = plot_engine.filled(page, RESULT, plot_engine.read_memory(path))
+    assert "old" not in nothing
+    assert "run `python -m bench.memory FOLDER`" in nothing
+    path.write_text(json.dumps({"calls": RESULT["calls"], "parts": MEMORY_PARTS}))
+    written = plot_engine.filled(page, None, plot_engine.read_memory(path))
+    assert "| card, GiB | picture | precision | plan |" in written
+    assert "| 12 | 1024x1024 | exact | streamed | 13 | 20.5 | 10.25 | 11.00 | 11.25 | 11.50 | 3000.0 |" in written
+    assert "- 8 GiB, fp8, 1024x1024: DeviceMemoryError: too little" in written
+    assert "- 2026-01-01, commit abc: NVIDIA H100; torch 2.11." in written
+    assert plot_engine.filled(written, None, plot_engine.read_memory(path)) == written
+
+
 def test_the_page_in_docs_is_what_the_stored_result_says():
     page = plot_engine.PAGE.read_text("utf-8")
-    assert all(f"{part}: begin" in page for part in ("sizes", "bars", "precision", "runs"))
+    assert all(f"{part}: begin" in page for part in ("sizes", "bars", "precision", "memory", "runs"))
     result = plot_engine.read_result()
-    assert plot_engine.filled(page, result) == page
+    assert plot_engine.filled(page, result, plot_engine.read_memory()) == page
     assert (plot_engine.PLOT.is_file()) == bool(result and result["summary"]["rows"])

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench.command import alone
+from bench.full_size import build
+from bench.small_card import Trial, prove
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.conftest import LIGHTHOUSE
 from zimage_ui.generator.base import SILENT
@@ -144,41 +145,9 @@ def test_rounded_while_reading_it_computes_the_same_bits(
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The full-size architecture with random weights, 20 GB; a process of its own leaves nothing on the GPU."""
     folder = tmp_path_factory.mktemp("model") / "full"
-    build = "import sys; from pathlib import Path; from bench.full_size import build; "
-    build += "build(Path(sys.argv[1]), 'cuda', False, 'bfloat16')"
-    subprocess.run([sys.executable, "-c", build, str(folder)], check=True)
+    alone(build, folder, "cuda", False, "bfloat16")
     yield folder
     shutil.rmtree(folder)
-
-
-_ON_A_SMALL_CARD = """
-import json, sys, threading
-import torch
-allowed_bytes = int(sys.argv[3]) * 2**30 - 2**29  # a context and a desktop
-torch.cuda.set_per_process_memory_fraction(allowed_bytes / torch.cuda.get_device_properties(0).total_memory)
-from zimage_ui.generator.base import SILENT
-from zimage_ui.generator.fast.shapes import padded
-from zimage_ui.generator.zimage import ZImageGenerator
-from zimage_ui.request import GenerationRequest, Precision
-generator = ZImageGenerator(sys.argv[1], embedding_cache_bytes=2**26, precision=Precision(sys.argv[2]))
-info = generator.load(lambda _: None)
-told = {"plan": info.memory_plan, "reason": info.memory_plan_reason, "load_ms": info.load_ms,
-        "load_peak": torch.cuda.max_memory_allocated(), "allowed": allowed_bytes,
-        "streamed": generator._engine._transformer.network.layers.streamed, "draws": []}
-for prepared in (False, True):
-    if prepared:
-        told["prepared"] = generator._engine.prepare(1024, 1024, padded(result.prompt_tokens))
-    for seed in range(2):
-        torch.cuda.reset_peak_memory_stats()
-        request = GenerationRequest(prompt="a fox", width=1024, height=1024, seed=seed)
-        result = generator.generate(request, SILENT, threading.Event())
-        told["draws"].append({"plan": result.memory_plan, "precision": result.precision, "warm": result.shape_warm,
-                              "reserved_peak": torch.cuda.max_memory_reserved(),
-                              "allocated_peak": torch.cuda.max_memory_allocated(),
-                              "sizes": [result.images[0].width, result.images[0].height],
-                              "ms": {str(stage): ms for stage, ms in result.stage_ms.items()}})
-print(json.dumps(told))
-"""
 
 
 @pytest.mark.timeout(600)
@@ -186,19 +155,19 @@ print(json.dumps(told))
 def test_a_small_card_draws_the_full_size_model(
     full_size: Path, precision: Precision, card_gib: int, plan: str, streamed: int
 ) -> None:
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _ON_A_SMALL_CARD, str(full_size), precision, str(card_gib)],
-        check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    told = json.loads(run.stdout.splitlines()[-1])
+    told = alone(prove, Trial(full_size, card_gib, precision, (1024, 1024)), 2, 2)
     print(json.dumps(told, indent=1))
-    assert (told["plan"], told["streamed"]) == (plan, streamed)
+    assert (told["plan"], told["streamed_layers"]) == (plan, streamed)
     assert told["reason"].startswith(f"the transformer's matrices are kept in {precision}: 6.7 GB instead of 12.3 GB;")
     need = memory_need(TURBO_SIZES, (1024, 1024), 2, precision=precision)
     resident_bytes = need.transformer_bytes + need.vae_bytes - streamed * need.layer_bytes
-    assert told["load_peak"] < resident_bytes + 2 * need.layer_bytes + 5 * 10**8  # two slots, or what is being rounded
-    assert told["prepared"]
-    for draw in told["draws"]:
-        assert (draw["plan"], draw["precision"], draw["sizes"]) == (plan, precision, [1024, 1024])
-        assert draw["reserved_peak"] <= told["allowed"]
-    assert told["draws"][-1]["warm"]
+    # two slots, or what is being rounded
+    assert told["loading"]["allocated_peak_bytes"] < resident_bytes + 2 * need.layer_bytes + 5 * 10**8
+    assert told["preparing"]["prepared"]
+    pictures = [*told["cold"]["pictures"], *told["warm"]["pictures"]]
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert (picture["plan"], picture["precision"], picture["drawn"]) == (plan, precision, ["1024x1024"])
+        assert picture["reserved_peak_bytes"] <= told["cap_bytes"]
+    assert told["warm"]["pictures"][-1]["warm"]
+    assert told["broken"] == []
