@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from bench import memory
-from bench.small_card import Announcing, broken
+from bench.small_card import TAKEN_BYTES, Announcing, broken
+from zimage_ui.generator.components import MemoryPlan
+from zimage_ui.generator.placement import Device, choose_plan, memory_need
+from zimage_ui.generator.sources import TURBO_SIZES
 from zimage_ui.request import GenerationRequest, Precision
 
 GIB = 2**30
@@ -108,6 +111,16 @@ def test_all_cards_in_all_precisions_unless_said_otherwise(tmp_path: Path):
     options = memory.parse([str(tmp_path), "--ahead", "--cards"])
     assert (options.cards, options.ahead) == ([], 8)
     assert memory.parse([str(tmp_path), "--tiny", "--precisions", "int8"]).precisions == [Precision.INT8]
+
+
+def test_encoding_ahead_is_measured_where_the_text_encoder_alone_is_away():
+    free_bytes = memory.AHEAD_GIB * GIB - TAKEN_BYTES
+    card = Device(
+        torch_name="cuda:0", name="a card", free_bytes=free_bytes, total_bytes=free_bytes, capability=(9, 0),
+        host_free_bytes=2**37,
+    )  # fmt: skip
+    need = memory_need(TURBO_SIZES, (1024, 1024), 2, precision=memory.AHEAD_PRECISION)
+    assert choose_plan(card, need).plan is MemoryPlan.TEXT_ENCODER_OFFLOADED
 
 
 def test_the_following_prompt_is_announced_after_each_step_but_the_last():
