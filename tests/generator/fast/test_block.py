@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import random_transformer
-from zimage_ui.generator.fast.block import block_weights, norm, run_block
+from zimage_ui.generator.fast.block import block_weights, run_block
 from zimage_ui.generator.fast.modulation import ModulationTables, plain_rows
+from zimage_ui.generator.fast.parts import norm
 from zimage_ui.generator.fast.rotary import image_positions, rotation_table
 from zimage_ui.generator.fast.shapes import DenoiserShape
 

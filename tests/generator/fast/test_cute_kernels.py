@@ -5,9 +5,10 @@ import torch
 
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attention import attention
-from zimage_ui.generator.fast.block import BlockKernels, block_weights, norm, run_block
+from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
 from zimage_ui.generator.fast.modulation import plain_rows
+from zimage_ui.generator.fast.parts import norm
 from zimage_ui.generator.fast.rotary import caption_positions, rotation_table
 
 pytestmark = pytest.mark.model

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import random_transformer
-from zimage_ui.generator.fast import gate
+from zimage_ui.generator.fast import gate, parts
 from zimage_ui.generator.fast.choices import Choices
 from zimage_ui.generator.fast.gate import GATE_TILES, PLAIN, fastest_gate_tile, gate_times_ms, gated
 from zimage_ui.generator.fast.lossy_projections import lossy
@@ -41,20 +41,20 @@ def test_it_is_the_stock_gate_in_every_way(feed_forward, noise, kernel):
     expected = torch.nn.functional.silu(stock.w1(values)) * stock.w3(values)
     plain = block_projections(feed_forward)
     for projections, tile in ((plain, None), (packed(plain), None), (plain, "128x256")):
-        assert torch.allclose(gated(projections.gate_up, values, tile), expected, atol=1e-5)
+        assert torch.allclose(gated(projections, values, parts, tile), expected, atol=1e-5)
     assert kernel == ["128x256"]
 
 
 def test_what_is_no_plain_matrix_has_no_choice(feed_forward, noise, kernel):
     plain = block_projections(feed_forward)
     for projections in (packed(plain), lossy(plain, Precision.INT8)):
-        gated(projections.gate_up, projections.gate_up.read(noise(1, 32, 96)), GATE_TILES[0])
-        assert fastest_gate_tile(projections.gate_up, 32) is None
+        gated(projections, projections.gate_up.read(noise(1, 32, 96)), parts, GATE_TILES[0])
+        assert fastest_gate_tile(projections, 32, parts) is None
     assert kernel == []
 
 
 def test_where_the_library_is_missing_there_is_nothing_to_choose(feed_forward):
-    assert fastest_gate_tile(block_projections(feed_forward).gate_up, 32) is None
+    assert fastest_gate_tile(block_projections(feed_forward), 32, parts) is None
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_the_fastest_is_chosen_once_and_what_fails_is_left_out(feed_forward, ker
         return took
 
     monkeypatch.setattr(gate, "median_ms", median_ms)
-    gate_up = block_projections(feed_forward).gate_up
+    products = block_projections(feed_forward)
     for _ in range(2):
-        assert fastest_gate_tile(gate_up, 32) == chosen
+        assert fastest_gate_tile(products, 32, parts) == chosen
     with pytest.raises(StopIteration):
-        fastest_gate_tile(gate_up, 64)
+        fastest_gate_tile(products, 64, parts)
 
 
 def test_a_full_memory_says_nothing_of_a_kernel(feed_forward, kernel, monkeypatch):
@@ -85,8 +85,8 @@ def test_a_full_memory_says_nothing_of_a_kernel(feed_forward, kernel, monkeypatc
         return 1.0
 
     monkeypatch.setattr(gate, "median_ms", run_out)
-    gate_up = block_projections(feed_forward).gate_up
-    assert fastest_gate_tile(gate_up, 32) is None
+    products = block_projections(feed_forward)
+    assert fastest_gate_tile(products, 32, parts) is None
     monkeypatch.setattr(gate, "median_ms", lambda run, device: 0.5 if run.args[-1] == GATE_TILES[2] else 1.0)
-    assert set(gate_times_ms(gate_up, 32)) == {PLAIN, *GATE_TILES}
-    assert fastest_gate_tile(gate_up, 32) == GATE_TILES[2]
+    assert set(gate_times_ms(products, 32, parts)) == {PLAIN, *GATE_TILES}
+    assert fastest_gate_tile(products, 32, parts) == GATE_TILES[2]

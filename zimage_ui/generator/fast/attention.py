@@ -7,6 +7,7 @@ and the number of tokens, so it is measured, and remembered.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -25,19 +26,26 @@ from zimage_ui.generator.fast.timing import median_ms
 
 _log = logging.getLogger(__name__)
 
+_HOPPER = 9
+_FP8_HEAD_DIM = 128
+
 
 class AttentionBackend(StrEnum):
-    """Attention kernels, by the name that people know them by: torch's, and one of a library that may be installed."""
+    """Attention kernels, by the name that people know them by: torch's, one of a library that may be installed, and ours.
+
+    FP8 is `fp8_attention`, which belongs to that mode and is none to choose otherwise.
+    """
 
     CUDNN = "cudnn"
     FLASH = "flash"
     EFFICIENT = "efficient"
     MATH = "math"
     FLASH4 = "flash4"
+    FP8 = "fp8"
 
     @property
     def kernel(self) -> SDPBackend | None:
-        """The name that torch has for it; None for FlashAttention 4, which is not torch's."""
+        """The name that torch has for it; None for those that are not torch's."""
         return _KERNELS.get(self)
 
 
@@ -77,6 +85,13 @@ def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[Non
     """
     kernel = None if backend is None else backend.kernel
     return nullcontext() if kernel is None else sdpa_kernel(kernel)
+
+
+def has_fp8_attention(head_dim: int, device: torch.device) -> bool:
+    """Whether `fp8_attention` serves here: on Hopper, where it is faster at every size, if there is Triton."""
+    if device.type != "cuda" or head_dim != _FP8_HEAD_DIM:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == _HOPPER and importlib.util.find_spec("triton") is not None
 
 
 def fastest_backend(

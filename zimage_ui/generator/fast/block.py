@@ -15,9 +15,9 @@ import torch
 from zimage_ui.generator.fast.attention import attention
 from zimage_ui.generator.fast.gate import gated
 from zimage_ui.generator.fast.lossy_projections import lossy_projections
+from zimage_ui.generator.fast.parts import parts_by
 from zimage_ui.generator.fast.projections import BlockProjections, block_projections
-from zimage_ui.generator.fast.quantised_rows import Activations
-from zimage_ui.generator.fast.rotary import rotate
+from zimage_ui.generator.fast.quantised_rows import Activations, Product, QuantisedRows
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ class BlockKernels(NamedTuple):
     Attributes:
         flash_attention_4: attention by it, not by torch.
         gate_tile: the kernel of the gated product (`gate.gated`); None is the projection's own.
+        triton: what lies between the products by `triton_parts`, not by `parts`.
+        fp8_attention: attention in eight bits, of products in eight bits; with `triton` only.
     """
 
     flash_attention_4: bool = False
     gate_tile: str | None = None
+    triton: bool = False
+    fp8_attention: bool = False
 
 
 USUAL_KERNELS = BlockKernels()
@@ -103,42 +107,26 @@ def run_block(
         it: all blocks are of one kind. Both of the kept tokens.
     """
     after_attention, before_feed_forward, after_feed_forward, before_next = rows.unbind(0)
-    products = weights.projections
-    query, key, value = _queries_keys_values(normed, weights, rotary)
-    attended = attention(query[:, :kept_tokens], key, value, kernels.flash_attention_4).flatten(2)
-    stream, between = add_and_norm(
-        stream[:, :kept_tokens], products.output(attended), after_attention, before_feed_forward, weights.eps
+    products, parts, eps = weights.projections, parts_by(triton=kernels.triton), weights.eps
+    change = products.output(_attended(products.query_key_value(normed), weights, rotary, kept_tokens, kernels))
+    stream, between = parts.add_and_norm(
+        stream[:, :kept_tokens], change, after_attention, before_feed_forward, eps, products.gate_up
     )
-    change = products.down(gated(products.gate_up, products.gate_up.read(between), kernels.gate_tile))
-    stream, following = add_and_norm(stream, change, after_feed_forward, before_next, weights.eps)
-    return stream, products.query_key_value.read(following)
+    change = products.down(gated(products, between, parts, kernels.gate_tile))
+    return parts.add_and_norm(stream, change, after_feed_forward, before_next, eps, products.query_key_value)
 
 
-def add_and_norm(
-    stream: torch.Tensor, change: torch.Tensor, gate: torch.Tensor, scale: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`stream` plus the normed and gated `change`; and that sum normed and scaled for what comes next, in fp32."""
-    stream = torch.addcmul(stream.float(), _unit(change, eps), gate).to(stream.dtype)
-    # Normed from its rounded values, as the stock block does: kept in fp32 the sum would be written to memory, too.
-    return stream, norm(stream, scale, eps)
+def _attended(
+    product: Product, weights: BlockWeights, rotary: torch.Tensor, kept_tokens: int | None, kernels: BlockKernels
+) -> Activations:
+    """What the attention's output projection reads, of the kept tokens."""
+    heads = product, weights.query_norm, weights.key_norm, weights.query_key_eps, rotary
+    if kernels.fp8_attention:
+        from zimage_ui.generator.fast.fp8_attention import fp8_attention  # where there is Triton
 
-
-def norm(values: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """The root mean square norm of the last axis, times `weight`; fp32."""
-    return _unit(values, eps) * weight
-
-
-def _unit(values: torch.Tensor, eps: float) -> torch.Tensor:
-    exact = values.float()
-    return exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
-
-
-def _queries_keys_values(
-    normed: Activations, weights: BlockWeights, rotary: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each (pictures, tokens, heads, head_dim); the values are a view of the product."""
-    head_dim = weights.query_norm.shape[-1]
-    query, key, value = weights.projections.query_key_value(normed).unflatten(-1, (3, -1, head_dim)).unbind(2)
-    query = rotate(norm(query, weights.query_norm, weights.query_key_eps), rotary)
-    key = rotate(norm(key, weights.key_norm, weights.query_key_eps), rotary)
-    return query.to(value.dtype), key.to(value.dtype), value
+        values, scales = fp8_attention(*heads)
+        return QuantisedRows(values[:, :kept_tokens], scales[:, :kept_tokens])
+    parts = parts_by(triton=kernels.triton)
+    query, key, value = parts.turned_heads(*heads)
+    attended = attention(query[:, :kept_tokens], key, value, kernels.flash_attention_4)
+    return parts.read(attended.flatten(2), weights.projections.output)

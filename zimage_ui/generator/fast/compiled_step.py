@@ -10,7 +10,13 @@ from functools import partial
 
 from zimage_ui.generator.fast.any_size import Backend, compiled_as_they_come
 from zimage_ui.generator.fast.block import run_block
-from zimage_ui.generator.fast.step import StepFunctions, enter, leave
+from zimage_ui.generator.fast.step import TRITON, StepFunctions, enter, leave
+
+
+def compiled_ends(backend: Backend = "inductor") -> StepFunctions:
+    """The functions with both ends compiled, and the block in kernels of our own (`triton_parts`)."""
+    made = partial(compiled_as_they_come, backend=backend)
+    return TRITON._replace(enter=made(enter), leave=made(leave))
 
 
 def compiled_functions(backend: Backend = "inductor") -> StepFunctions:

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zimage_ui.generator.fast.attention import fastest_backend
-from zimage_ui.generator.fast.compiled_step import compiled_functions
+from zimage_ui.generator.fast.attention import AttentionBackend, fastest_backend, has_fp8_attention
+from zimage_ui.generator.fast.compiled_step import compiled_ends, compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
+from zimage_ui.generator.fast.parts import has_triton_parts
 from zimage_ui.generator.fast.recently_used import RecentlyUsed
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import DenoiserShape, padded
 from zimage_ui.generator.fast.slots import Transfer
-from zimage_ui.generator.fast.step import EAGER, PassPlan, StepFunctions, StepNetwork
+from zimage_ui.generator.fast.step import EAGER, TRITON, PassPlan, StepFunctions, StepNetwork
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class FastTransformer:
             dtype: in what it computes.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the functions that are recorded, tried in this order until one works; None is compiled, and
-                then not.
+                then not; with kernels of our own for the block, where there are any, before.
             streamed_layers: how many live on the host from the start; `stream` changes it.
             transfer: brings them to the device; None is CUDA's own.
             precision: of the blocks' matrix products; or those, where they were rounded while the model was read.
@@ -88,7 +89,9 @@ class FastTransformer:
             self.network = StepNetwork(transformer, device, transfer, precision)
             self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
-        self._ways = (_compiled, lambda: EAGER) if ways is None else tuple(ways)
+        self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
+        self._ways = self._usual_ways() if ways is None else tuple(ways)
+        self._unprepared = EAGER
         self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder or recorders_for(device))
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
 
@@ -153,17 +156,32 @@ class FastTransformer:
             self.network.layers.settle(layers)
 
     def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
+        functions = way()
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
-        backend = fastest_backend(attention_shape, self._dtype, self._device)
-        gate_up = self.network.refiner[0].projections.gate_up  # like all others, and never streamed
-        gate_tile = fastest_gate_tile(gate_up, shape.pictures * shape.tokens)
-        plan = PassPlan(shape, self._rotary(shape), backend, way(), gate_tile)
+        backend = self._backend(functions) or fastest_backend(attention_shape, self._dtype, self._device)
+        products = self.network.refiner[0].projections  # like all others, and never streamed
+        gate_tile = fastest_gate_tile(products, shape.pictures * shape.tokens, functions.parts)
+        plan = PassPlan(shape, self._rotary(shape), backend, functions, gate_tile)
         velocity, examples = partial(self.network.velocity, plan), self._examples(shape)
         if self.network.layers.streamed:
             # Not as a graph: the round of the slots goes on from pass to pass, and launching hides behind the copies.
             velocity(*examples)
-            return velocity
-        return RecordedFunction(velocity, examples, recorder)
+            run: StepPass = velocity
+        else:
+            run = RecordedFunction(velocity, examples, recorder)
+        if functions.triton:
+            self._unprepared = TRITON  # they work here, for any size
+        return run
+
+    def _usual_ways(self) -> tuple[Callable[[], StepFunctions], ...]:
+        form, head_dim = self.network.form, self.network.heads_shape[1]
+        triton = form is not None and has_triton_parts(form, self._dtype, head_dim, self._device)
+        return (*([_with_triton] if triton else []), _compiled, lambda: EAGER)
+
+    def _backend(self, functions: StepFunctions) -> AttentionBackend | None:
+        """The attention that goes with `functions`; None where any does."""
+        eight_bit = functions.triton and self.network.form == torch.float8_e4m3fn
+        return AttentionBackend.FP8 if eight_bit and self._has_fp8_attention else None
 
     def _examples(self, shape: DenoiserShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs of the right sizes, of no meaning."""
@@ -177,8 +195,14 @@ class FastTransformer:
         """The pass for latents of `shape` with its caption, through what is prepared if anything is."""
         captions = self.network.refine(prompt_embeds.to(self._dtype)).expand(shape.pictures, -1, -1)
         shape = replace(shape, caption_tokens=captions.shape[1])
-        run = self._passes.get(shape) or partial(self.network.velocity, PassPlan(shape, self._rotary(shape)))
+        run = self._passes.get(shape) or self._unprepared_pass(shape)
         return lambda latents, rows: run(latents, rows, captions)
+
+    def _unprepared_pass(self, shape: DenoiserShape) -> StepPass:
+        functions = self._unprepared
+        return partial(
+            self.network.velocity, PassPlan(shape, self._rotary(shape), self._backend(functions), functions)
+        )
 
     def _rotary(self, shape: DenoiserShape) -> Rotary:
         key = replace(shape, pictures=1)
@@ -211,6 +235,11 @@ class FastDenoiser:
 def caption_length(prompt_embeds: torch.Tensor) -> int:
     """The caption tokens of a `DenoiserShape` for (tokens, features) of a prompt."""
     return padded(len(prompt_embeds))
+
+
+@cache
+def _with_triton() -> StepFunctions:
+    return compiled_ends()
 
 
 @cache

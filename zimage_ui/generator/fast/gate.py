@@ -10,14 +10,15 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch.nn import functional
 
 from zimage_ui.generator.fast import cute_kernels
+from zimage_ui.generator.fast import parts as torch_parts
 from zimage_ui.generator.fast.any_size import compiled_as_they_come
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_gated_product
-from zimage_ui.generator.fast.projections import PlainProjection, Projection
+from zimage_ui.generator.fast.parts import Parts
+from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
 from zimage_ui.generator.fast.quantised_rows import Activations
 from zimage_ui.generator.fast.timing import median_ms
 
@@ -25,46 +26,50 @@ from zimage_ui.generator.fast.timing import median_ms
 PLAIN = "plain"
 
 
-def gated(gate_up: Projection, activations: Activations, tile: str | None = None) -> torch.Tensor:
-    """`silu(gate) * up` of what `gate_up` says of `activations`.
+def gated(products: BlockProjections, activations: Activations, parts: Parts, tile: str | None = None) -> Activations:
+    """`silu(gate) * up` of what `products.gate_up` says of `activations`, as `products.down` reads it.
 
     Args:
-        gate_up: inputs -> 2 * outputs, the gate first.
+        products: of a block.
         activations: (..., inputs), as `gate_up` reads them.
+        parts: computes the gate after a plain product.
         tile: quack's kernel for a plain matrix; None is the projection's own product.
-
-    Returns:
-        (..., outputs).
     """
+    gate_up = products.gate_up
     if tile is not None and isinstance(gate_up, PlainProjection) and isinstance(activations, torch.Tensor):
-        return cute_kernels.gated_product(activations, gate_up.weight, tile)
-    gate, up = gate_up(activations).chunk(2, dim=-1)
-    return functional.silu(gate).mul_(up)
+        return parts.read(cute_kernels.gated_product(activations, gate_up.weight, tile), products.down)
+    return parts.gated(gate_up(activations), products.down)
 
 
-def fastest_gate_tile(gate_up: Projection, tokens: int) -> str | None:
+def fastest_gate_tile(products: BlockProjections, tokens: int, parts: Parts) -> str | None:
     """The tile of quack's kernel that is fastest for so many tokens; None where the projection's own product is."""
+    gate_up = products.gate_up
     if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight):
         return None
     weight = gate_up.weight
     question = f"gated product of {tokens} tokens, {weight.shape[1]} to {weight.shape[0] // 2}, {weight.dtype}"
-    measure = partial(gate_times_ms, gate_up, tokens)
+    measure = partial(gate_times_ms, products, tokens, parts)
     chosen = kernel_choices().choose(question, (PLAIN, *GATE_TILES), measure, weight.device)
     return chosen if chosen != PLAIN else None
 
 
-def gate_times_ms(gate_up: PlainProjection, tokens: int) -> dict[str, float]:
-    """The time of the `PLAIN` way, compiled, and of each tile of quack's kernel that works, in ms.
+def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts) -> dict[str, float]:
+    """The time of the `PLAIN` way, by `parts`, and of each tile of quack's kernel that works, in ms.
+
+    Args:
+        products: of a block, plain.
+        tokens: of all pictures.
+        parts: computes the gate of the `PLAIN` way, and is compiled for it unless it has kernels of its own.
 
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
     """
-    device = gate_up.weight.device
-    values = torch.randn(1, tokens, gate_up.weight.shape[1], dtype=gate_up.weight.dtype, device=device)
-    plain = compiled_as_they_come(gated)
-    times_ms = {PLAIN: median_ms(partial(plain, gate_up, values), device)}
+    weight = products.gate_up.weight
+    values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    plain = compiled_as_they_come(gated) if parts is torch_parts else gated
+    times_ms = {PLAIN: median_ms(partial(plain, products, values, parts), weight.device)}
     for tile in GATE_TILES:
-        timed = partial(median_ms, partial(gated, gate_up, values, tile), device)
+        timed = partial(median_ms, partial(gated, products, values, parts, tile), weight.device)
         taken = attempt(timed, f"quack's gated product by {tile} is left out", but=(torch.OutOfMemoryError,))
         if taken is not None:
             times_ms[tile] = taken

@@ -1,14 +1,16 @@
 """Matrix products in eight bits, about twice as fast as in sixteen, with a picture that differs: the lossy modes.
 
-Both factors are rounded, the weights once and the activations as they come, with a scale for each row of either. So
-each output is one sum of products in eight bits, times the scale of its token, times the scale of its feature: the
-product is exact but for the rounding of its factors. The four products of each block are 85 % of the arithmetic of a
-step at 1024 x 1024, attention most of the rest; everything but those four (embedders, the caption's refiner, norms,
-attention, the last layer) stays as it is.
+Both factors are rounded, the weights once and the activations as they come; a sum of products in eight bits is then
+multiplied by the scales of its factors, so the product is exact but for their rounding. The four products of each block
+are 85 % of the arithmetic of a step at 1024 x 1024, attention most of the rest; everything else (embedders, the
+caption's refiner, norms, the last layer) stays as it is. Each token's activations have a scale of their own.
 
 * FP8 (e4m3): three bits of mantissa, so a value is off by at most a sixteenth of itself, unless it is 28,000 times
-  smaller than the largest of its row. Tensor cores of Ada, Hopper and Blackwell.
-* INT8: a value is off by at most a 254th of the largest of its row. Tensor cores since Turing.
+  smaller than the one that sets the scale. Rows of a matrix differ far less than that, so a matrix has one scale, and the
+  product leaves scaling to whatever reads it: CUDA's library takes a fifth longer to scale rows and columns itself, at
+  512 x 512 (358 us for the products of a block on an H100, 294 without). Tensor cores of Ada, Hopper and Blackwell.
+* INT8: a value is off by at most a 254th of the largest of its row, which in a matrix is a row, too. Tensor cores since
+  Turing.
 
 On a CPU, FP8 products are emulated in fp32, which holds the products of eight-bit numbers exactly: so what a mode does
 to a picture can be measured anywhere. It is slower there than the exact one.
@@ -31,11 +33,21 @@ from zimage_ui.generator.fast.projections import (
     Projection,
     block_projections,
 )
-from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows, quantise
+from zimage_ui.generator.fast.quantised_rows import (
+    Activations,
+    Product,
+    QuantisedRows,
+    ScaledProduct,
+    largest_scale,
+    quantise,
+)
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
+
+# Rounded at once. On the way each value is there three times in fp32.
+_VALUES_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,8 @@ class EightBitProjection(ABC):
     Attributes:
         stored: the dtype of both factors.
         weight: (outputs, inputs), in it.
-        scales: (1, outputs), fp32.
+        scales: fp32, as the kind has them.
+        unit: (), fp32: one.
         dtype: of the product.
     """
 
@@ -53,32 +66,59 @@ class EightBitProjection(ABC):
 
     weight: torch.Tensor
     scales: torch.Tensor
+    unit: torch.Tensor
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> Self:
-        """The projection by `weight`, (outputs, inputs), whose dtype the product will have."""
-        rows = quantise(weight, cls.stored)
-        return cls(rows.values, rows.scales.view(1, -1), weight.dtype)
+    def of(cls, weight: torch.Tensor, parts: int = 1) -> Self:
+        """The projection by `weight`, (outputs, inputs), whose dtype the product will have.
+
+        Args:
+            weight: of `parts` matrices of one shape, below each other.
+            parts: how many.
+        """
+        projection = cls.unfilled(*weight.shape, parts, weight.dtype, weight.device)
+        for part, matrix in enumerate(weight.chunk(parts)):
+            projection.fill(part, matrix)
+        return projection
+
+    @classmethod
+    def unfilled(cls, outputs: int, inputs: int, parts: int, dtype: torch.dtype, device: torch.device) -> Self:
+        """The same for a matrix whose values are anything yet."""
+        weight = torch.empty(outputs, inputs, dtype=cls.stored, device=device)
+        scales = torch.empty(cls._scales_shape(outputs, parts), device=device)
+        return cls(weight, scales, torch.ones((), device=device), dtype)
+
+    @property
+    def form(self) -> torch.dtype:
+        """`stored`."""
+        return self.stored
 
     def read(self, values: torch.Tensor) -> QuantisedRows:
         """`values` (..., inputs) in eight bits."""
         return quantise(values, self.stored)
 
-    def __call__(self, activations: Activations) -> torch.Tensor:
-        """One matrix product by the device's own library."""
-        rows = activations if isinstance(activations, QuantisedRows) else self.read(activations)
-        product = self._product(rows.values.flatten(0, -2), rows.scales.flatten(0, -2))
-        return product.view(*rows.values.shape[:-1], -1)
+    @abstractmethod
+    def fill(self, part: int, matrix: torch.Tensor) -> None:
+        """Round `matrix`, (outputs / parts, inputs), on its own device, to its place."""
 
     @abstractmethod
-    def _product(self, factor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """(tokens, outputs) of `factor` (tokens, inputs) and its `scales` (tokens, 1)."""
+    def __call__(self, activations: Activations) -> Product:
+        """One matrix product by the device's own library."""
+
+    @classmethod
+    @abstractmethod
+    def _scales_shape(cls, outputs: int, parts: int) -> tuple[int, ...]: ...
+
+    def _rows(self, activations: Activations) -> QuantisedRows:
+        return activations if isinstance(activations, QuantisedRows) else self.read(activations)
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Projection(EightBitProjection):
     """By FP8, e4m3: both extents are multiples of 16, and a GPU's product is bf16. Emulated on a CPU.
+
+    `scales` is (parts,): one of each matrix.
 
     Attributes:
         fast_accumulation: add up in the tensor cores' own precision (14 bits on Hopper), which takes half the time of
@@ -89,14 +129,32 @@ class Fp8Projection(EightBitProjection):
 
     fast_accumulation: bool = True
 
-    def _product(self, factor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def fill(self, part: int, matrix: torch.Tensor) -> None:
+        """See `EightBitProjection`."""
+        scale = largest_scale(matrix, self.stored)
+        self.scales[part] = scale
+        target = self.weight.chunk(len(self.scales))[part]
+        for piece, place in zip(_pieces(matrix), _pieces(target), strict=True):
+            place.copy_(piece.float().div_(scale))
+
+    def __call__(self, activations: Activations) -> ScaledProduct:
+        """One matrix product by the device's own library, to be scaled by what reads it."""
+        rows = self._rows(activations)
+        product = self._product(rows.values.flatten(0, -2)).view(*rows.values.shape[:-1], -1)
+        return ScaledProduct(product, rows.scales, self.scales)
+
+    @classmethod
+    def _scales_shape(cls, outputs: int, parts: int) -> tuple[int, ...]:
+        return (parts,)
+
+    def _product(self, factor: torch.Tensor) -> torch.Tensor:
         if not factor.is_cuda:
-            return (factor.float() @ self.weight.float().t() * scales * self.scales).to(self.dtype)
+            return (factor.float() @ self.weight.float().t()).to(self.dtype)
         return torch._scaled_mm(
             factor,
             self.weight.t(),
-            scale_a=scales,
-            scale_b=self.scales,
+            scale_a=self.unit,
+            scale_b=self.unit,
             out_dtype=self.dtype,
             use_fast_accum=self.fast_accumulation,
         )
@@ -104,15 +162,34 @@ class Fp8Projection(EightBitProjection):
 
 @dataclass(frozen=True, slots=True)
 class Int8Projection(EightBitProjection):
-    """By int8, with sums in int32: both extents are multiples of 8."""
+    """By int8, with sums in int32: both extents are multiples of 8.
+
+    `scales` is (1, outputs): one of each row of the matrix.
+    """
 
     stored = torch.int8
 
-    def _product(self, factor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        sums = torch._int_mm(factor, self.weight.t())
+    def fill(self, part: int, matrix: torch.Tensor) -> None:
+        """See `EightBitProjection`."""
+        begin = part * len(matrix)
+        for piece in _pieces(matrix):
+            rows = quantise(piece, self.stored)
+            self.weight[begin : begin + len(piece)].copy_(rows.values)
+            self.scales[0, begin : begin + len(piece)].copy_(rows.scales[:, 0])
+            begin += len(piece)
+
+    def __call__(self, activations: Activations) -> torch.Tensor:
+        """One matrix product by the device's own library."""
+        rows = self._rows(activations)
+        sums = torch._int_mm(rows.values.flatten(0, -2), self.weight.t())
         # In place: uncompiled, each further copy of the largest product is 377 MB at 1024 x 1024. A compiler scales it
         # in whatever kernel reads it next.
-        return sums.float().mul_(scales).mul_(self.scales).to(self.dtype)
+        product = sums.float().mul_(rows.scales.flatten(0, -2)).mul_(self.scales).to(self.dtype)
+        return product.view(*rows.values.shape[:-1], -1)
+
+    @classmethod
+    def _scales_shape(cls, outputs: int, parts: int) -> tuple[int, ...]:
+        return (1, outputs)
 
 
 _KINDS: dict[Precision, type[EightBitProjection]] = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
@@ -137,23 +214,29 @@ def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> Bl
 def lossy(projections: BlockProjections, precision: Precision) -> BlockProjections:
     """Plain projections in eight bits; others stay as they are, and so do extents that tensor cores do not take."""
 
-    def rounded(projection: Projection) -> Projection:
+    def rounded(projection: Projection, parts: int) -> Projection:
         if not isinstance(projection, PlainProjection) or not _takes(projection.weight.shape):
             return projection
-        return _KINDS[precision].of(projection.weight)
+        return _KINDS[precision].of(projection.weight, parts)
 
-    return BlockProjections(*map(rounded, projections))
+    return BlockProjections(*map(rounded, projections, map(len, PRODUCTS)))
 
 
 def unfilled(
-    outputs: int, inputs: int, dtype: torch.dtype, precision: Precision, device: torch.device
+    outputs: int, inputs: int, parts: int, dtype: torch.dtype, precision: Precision, device: torch.device
 ) -> PlainProjection | EightBitProjection:
-    """The projection that `lossy` would make of a matrix of `dtype`, its values anything; for `RoundedBlocks`."""
+    """The projection that `lossy` would make of `parts` matrices of `dtype`, its values anything; for `RoundedBlocks`.
+
+    Args:
+        outputs: of all parts.
+    """
     if not _takes((outputs, inputs)):
         return PlainProjection(torch.empty(outputs, inputs, dtype=dtype, device=device))
-    kind = _KINDS[precision]
-    weight = torch.empty(outputs, inputs, dtype=kind.stored, device=device)
-    return kind(weight, torch.empty(1, outputs, device=device), dtype)
+    return _KINDS[precision].unfilled(outputs, inputs, parts, dtype, device)
+
+
+def _pieces(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return matrix.split(max(1, _VALUES_AT_ONCE // matrix.shape[1]))
 
 
 def _takes(extents: Sequence[int]) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zimage_ui.generator.fast.quantised_rows import Activations, QuantisedRows
+from zimage_ui.generator.fast.quantised_rows import Activations, Product, QuantisedRows
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
@@ -36,10 +36,14 @@ _PACKING_LIMIT_BYTES = 2**30
 class Projection(Protocol):
     """A linear map of the last axis; what it is stored and computed in is its own affair."""
 
+    @property
+    def form(self) -> torch.dtype:
+        """The dtype of what the product reads; of eight bits with a scale for each row."""
+
     def read(self, values: torch.Tensor) -> Activations:
         """`values` (..., inputs), of any dtype, in the form in which the product reads them."""
 
-    def __call__(self, activations: Activations) -> torch.Tensor:
+    def __call__(self, activations: Activations) -> Product:
         """(..., inputs), in the model's dtype or in the form of `read`, -> (..., outputs) in the model's dtype."""
 
 
@@ -48,6 +52,11 @@ class PlainProjection:
     """The matrix as it is, (outputs, inputs)."""
 
     weight: torch.Tensor
+
+    @property
+    def form(self) -> torch.dtype:
+        """The matrix's dtype."""
+        return self.weight.dtype
 
     def read(self, values: torch.Tensor) -> torch.Tensor:
         """`values` in the matrix's dtype."""
@@ -63,6 +72,11 @@ class PackedProjection:
     """A matrix in oneDNN's own order, on a CPU: the product takes 10 to 25 % less time than with the plain one."""
 
     packed: torch.Tensor
+
+    @property
+    def form(self) -> torch.dtype:
+        """The matrix's dtype."""
+        return self.packed.dtype
 
     def read(self, values: torch.Tensor) -> torch.Tensor:
         """`values` in the matrix's dtype."""

@@ -1,6 +1,6 @@
 """Matrices rounded to eight bits while they are read: each as it arrives, straight to where it will be computed with.
 
-Rows are rounded each for itself, so it does not matter in which pieces a matrix comes. What stands in sixteen bits at a
+Matrices are rounded each for itself, in whatever order they come. What stands in sixteen bits at a
 time is thus one matrix of a block (79 MB of 12.3 GB), whatever the order in the files; a layer that is to be streamed
 is rounded on the device and goes home to host memory in eight bits.
 """
@@ -15,16 +15,12 @@ import torch
 from zimage_ui.generator.fast.flat import FlatLayout
 from zimage_ui.generator.fast.lossy_projections import EightBitProjection, unfilled
 from zimage_ui.generator.fast.projections import PRODUCTS, BlockProjections, PlainProjection
-from zimage_ui.generator.fast.quantised_rows import quantise
 from zimage_ui.generator.fast.streaming import spread
 from zimage_ui.generator.page_locked import HostBuffer
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
-
-# Rounded at once. On the way each value is there three times in fp32.
-_VALUES_AT_ONCE = 2**23
 
 _Target = PlainProjection | EightBitProjection
 
@@ -86,41 +82,30 @@ class RoundedBlocks:
 
     def _add_sinks(self, name: str, block: torch.nn.Module) -> None:
         for product, parts in enumerate(PRODUCTS):
-            begin = 0
-            for part in parts:
-                self.sinks[f"{name}.{part}"] = self._sink(name, product, begin)
-                begin += _extents(block, part)[0]
+            for number, part in enumerate(parts):
+                self.sinks[f"{name}.{part}"] = self._sink(name, product, number)
 
-    def _sink(self, name: str, product: int, begin: int) -> Callable[[torch.Tensor], None]:
+    def _sink(self, name: str, product: int, part: int) -> Callable[[torch.Tensor], None]:
         # Not bound to the product itself: a block that was taken may move.
-        return lambda matrix: _fill(self._blocks[name][product], begin, matrix)
+        return lambda matrix: _fill(self._blocks[name][product], part, matrix)
 
 
 def _products(
     block: torch.nn.Module, dtype: torch.dtype, precision: Precision, device: torch.device
 ) -> BlockProjections:
     def product(parts: tuple[str, ...]) -> _Target:
-        extents = [_extents(block, part) for part in parts]
-        return unfilled(sum(rows for rows, _ in extents), extents[0][1], dtype, precision, device)
+        outputs, inputs = block.get_parameter(parts[0]).shape  # those of one product are of one shape
+        return unfilled(len(parts) * outputs, inputs, len(parts), dtype, precision, device)
 
     with torch.inference_mode(False):
         return BlockProjections(*map(product, PRODUCTS))
 
 
-def _extents(block: torch.nn.Module, part: str) -> tuple[int, int]:
-    outputs, inputs = block.get_parameter(part).shape
-    return outputs, inputs
-
-
-def _fill(target: object, begin: int, matrix: torch.Tensor) -> None:
-    """`matrix` becomes the rows of `target` from `begin` on, rounded on its own device."""
+def _fill(target: object, part: int, matrix: torch.Tensor) -> None:
+    """`matrix` becomes that part of `target`, rounded on its own device."""
     assert isinstance(target, _Target)
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(target, PlainProjection):
-            target.weight[begin : begin + len(matrix)].copy_(matrix)
-            return
-        for piece in matrix.split(max(1, _VALUES_AT_ONCE // matrix.shape[1])):
-            rows = quantise(piece, target.weight.dtype)
-            target.weight[begin : begin + len(piece)].copy_(rows.values)
-            target.scales[0, begin : begin + len(piece)].copy_(rows.scales[:, 0])
-            begin += len(piece)
+            target.weight[part * len(matrix) : (part + 1) * len(matrix)].copy_(matrix)
+        else:
+            target.fill(part, matrix)

@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional
 
 from zimage_ui.generator.fast.attention import AttentionBackend, attention_by
-from zimage_ui.generator.fast.block import BlockKernels, BlockWeights, block_weights, norm, run_block
+from zimage_ui.generator.fast.block import BlockKernels, BlockWeights, block_weights, run_block
 from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
+from zimage_ui.generator.fast.parts import Parts, norm, parts_by
 from zimage_ui.generator.fast.patches import from_patches, to_patches
 from zimage_ui.generator.fast.projections import Projection, packed, packing_pays
 from zimage_ui.generator.fast.quantised_rows import Activations, joined
@@ -78,15 +79,23 @@ class StepFunctions(NamedTuple):
     Attributes:
         enter, block, leave: `enter`, `run_block` and `leave`, or what a compiler made of them.
         specialised: whether calling one of them in a further way would cost a compilation.
+        triton: whether what lies between the products of a block is `triton_parts`.
     """
 
     enter: Callable[..., tuple[torch.Tensor, Activations]]
     block: Callable[..., tuple[torch.Tensor, Activations]]
     leave: Callable[..., torch.Tensor]
     specialised: bool
+    triton: bool = False
+
+    @property
+    def parts(self) -> Parts:
+        """What computes what lies between the products of a block."""
+        return parts_by(triton=self.triton)
 
 
 EAGER = StepFunctions(enter, run_block, leave, specialised=False)
+TRITON = EAGER._replace(triton=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,12 @@ class PassPlan:
     @property
     def kernels(self) -> BlockKernels:
         """Of its blocks."""
-        return BlockKernels(self.backend is AttentionBackend.FLASH4, self.gate_tile)
+        return BlockKernels(
+            self.backend is AttentionBackend.FLASH4,
+            self.gate_tile,
+            self.functions.triton,
+            self.backend is AttentionBackend.FP8,
+        )
 
 
 class StepNetwork:
@@ -161,6 +175,12 @@ class StepNetwork:
     def heads_shape(self) -> tuple[int, int]:
         """Number of attention heads, and values of each."""
         return self._transformer.dim // self._head_dim, self._head_dim
+
+    @property
+    def form(self) -> torch.dtype | None:
+        """What the products of the blocks read (`Projection.form`); None where they differ."""
+        forms = {each.form for weights in self.refiner for each in weights.projections}
+        return forms.pop() if len(forms) == 1 else None
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,255 @@
+"""What a block does between its matrix products, each part as one Triton kernel that reads its input once.
+
+A compiler makes kernels of the same parts (`parts`), but loops over a row of 3840 values once for each sum that it needs
+of it. Here a row stays in registers between a norm, the sum, the next norm and the rounding to eight bits; neighbours
+that are turned together come as one word of 32 bits; and products of rounded factors are scaled by whatever reads them.
+A kernel serves every number of tokens, so a size that nobody prepared has them, too.
+
+Everything is computed in fp32 and rounded once. Tensors are bf16 and dense.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from zimage_ui.generator.fast.parts import Heads
+from zimage_ui.generator.fast.projections import Projection
+from zimage_ui.generator.fast.quantised_rows import LIMITS, SMALLEST, Activations, Product, QuantisedRows, ScaledProduct
+
+FP8 = torch.float8_e4m3fn
+_MOST = tl.constexpr(LIMITS[FP8])
+_LEAST = tl.constexpr(SMALLEST)
+# Warps of a program that holds a row.
+_ROW_WARPS, _HIDDEN_WARPS = 8, 16
+_GATE_BLOCK = 2048
+
+
+@triton.jit
+def _factor(rows, parts, row, part, SCALED: tl.constexpr):
+    """What a product has still to be multiplied by, for one token and one share of the outputs."""
+    if SCALED:
+        return tl.load(rows + row) * tl.load(parts + part)
+    else:
+        return 1.0
+
+
+@triton.jit
+def head_limit(norm, HEAD_DIM: tl.constexpr):
+    """What no value of a head exceeds that was normed, multiplied by `norm` and turned."""
+    return tl.max(tl.abs(tl.load(norm + tl.arange(0, HEAD_DIM))), 0) * tl.sqrt(HEAD_DIM * 1.0)
+
+
+@triton.jit
+def _turn_heads(
+    product, row_scales, part_scales, query_norm, key_norm, table, turned, tokens, eps,
+    HEADS: tl.constexpr, HEAD_BLOCK: tl.constexpr, PAIRS: tl.constexpr, SCALED: tl.constexpr, EIGHT_BIT: tl.constexpr,
+):  # fmt: skip
+    """Queries (program 0 of two) or keys of one token; `product` and `turned` are words of two values each."""
+    row, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    head, pair = tl.arange(0, HEAD_BLOCK)[:, None], tl.arange(0, PAIRS)
+    words: tl.constexpr = HEADS * PAIRS
+    place, there = head * PAIRS + pair[None, :], head < HEADS
+    word = tl.load(product + row * 3 * words + which * words + place, mask=there, other=0)
+    factor = _factor(row_scales, part_scales, row, which, SCALED)
+    even = (word << 16).to(tl.float32, bitcast=True) * factor
+    odd = (word & -65536).to(tl.float32, bitcast=True) * factor
+    unit = tl.rsqrt(tl.sum(even * even + odd * odd, 1) / (2 * PAIRS) + eps)[:, None]
+    norm = query_norm if which == 0 else key_norm
+    even = even * unit * tl.load(norm + 2 * pair)[None, :]
+    odd = odd * unit * tl.load(norm + 2 * pair + 1)[None, :]
+    angle = table + (row % tokens) * 2 * PAIRS + 2 * pair
+    cosine, sine = tl.load(angle)[None, :], tl.load(angle + tokens * 2 * PAIRS + 1)[None, :]
+    first, second = even * cosine - odd * sine, odd * cosine + even * sine
+    target = turned + row * 2 * words + which * words + place
+    if EIGHT_BIT:
+        most = 448.0 / head_limit(norm, 2 * PAIRS)
+        low = (first * most).to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.uint16)
+        high = (second * most).to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.uint16)
+        tl.store(target, (low | (high << 8)).to(tl.int16, bitcast=True), mask=there)
+    else:
+        low = first.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
+        high = second.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
+        tl.store(target, (low | (high << 16)).to(tl.int32, bitcast=True), mask=there)
+
+
+@triton.jit
+def _write(values, target, scales, row, columns, mask, width, EIGHT_BIT: tl.constexpr):
+    """One row, in eight bits with a scale of its own, or as it is."""
+    if EIGHT_BIT:
+        scale = tl.maximum(tl.max(tl.abs(values), 0), _LEAST) / _MOST
+        tl.store(scales + row, scale)
+        values = values / scale
+    tl.store(target + row * width + columns, values.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_and_norm(
+    stream, change, row_scales, part_scales, gate, scale, added, target, scales, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, EIGHT_BIT: tl.constexpr,
+):  # fmt: skip
+    """One row: the stream plus the normed and gated change, and that normed and scaled."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < WIDTH
+    place = row * WIDTH + columns
+    moved = tl.load(change + place, mask=mask, other=0.0).to(tl.float32)
+    before = tl.load(stream + place, mask=mask, other=0.0).to(tl.float32)
+    moved = moved * _factor(row_scales, part_scales, row, 0, SCALED)
+    moved = moved * tl.rsqrt(tl.sum(moved * moved, 0) / WIDTH + eps) * tl.load(gate + columns, mask=mask, other=0.0)
+    rounded = (before + moved).to(added.dtype.element_ty)
+    tl.store(added + place, rounded, mask=mask)
+    exact = rounded.to(tl.float32)  # normed from its rounded values, as the stock block does
+    normed = exact * tl.rsqrt(tl.sum(exact * exact, 0) / WIDTH + eps) * tl.load(scale + columns, mask=mask, other=0.0)
+    _write(normed, target, scales, row, columns, mask, WIDTH, EIGHT_BIT)
+
+
+@triton.jit
+def _gated(product, row, columns, gate_factor, up_factor, WIDTH: tl.constexpr):
+    mask = columns < WIDTH
+    place = product + row * 2 * WIDTH + columns
+    gate = tl.load(place, mask=mask, other=0.0).to(tl.float32) * gate_factor
+    up = tl.load(place + WIDTH, mask=mask, other=0.0).to(tl.float32) * up_factor
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def _gate(product, target, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of a row: SiLU of the gate, times up."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    values = _gated(product, row, columns, 1.0, 1.0, WIDTH)
+    tl.store(target + row * WIDTH + columns, values.to(target.dtype.element_ty), mask=columns < WIDTH)
+
+
+@triton.jit
+def _gate_and_round(
+    product, row_scales, part_scales, target, scales, WIDTH: tl.constexpr, BODY: tl.constexpr, TAIL: tl.constexpr
+):
+    """A whole row of the same in eight bits; in two pieces, as 10,240 is far from a power of two."""
+    row = tl.program_id(0).to(tl.int64)
+    body, tail = tl.arange(0, BODY), BODY + tl.arange(0, TAIL)
+    gate_factor = _factor(row_scales, part_scales, row, 0, True)
+    up_factor = _factor(row_scales, part_scales, row, 1, True)
+    first = _gated(product, row, body, gate_factor, up_factor, WIDTH)
+    second = _gated(product, row, tail, gate_factor, up_factor, WIDTH)
+    largest = tl.maximum(tl.max(tl.abs(first), 0), tl.max(tl.abs(second), 0))
+    scale = tl.maximum(largest, _LEAST) / _MOST
+    tl.store(scales + row, scale)
+    place = target + row * WIDTH
+    tl.store(place + body, (first / scale).to(target.dtype.element_ty), mask=body < WIDTH)
+    tl.store(place + tail, (second / scale).to(target.dtype.element_ty), mask=tail < WIDTH)
+
+
+@triton.jit
+def _round(values, target, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < WIDTH
+    exact = tl.load(values + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
+    _write(exact, target, scales, row, columns, mask, WIDTH, True)
+
+
+def turned_heads(
+    product: Product, query_norm: torch.Tensor, key_norm: torch.Tensor, eps: float, rotary: torch.Tensor
+) -> Heads:
+    """See `Parts`; the values are a view of the product, so one that is not scaled yet is scaled before."""
+    values = _values(product)
+    turned = turned_queries_and_keys(product, query_norm, key_norm, eps, rotary, values.dtype)
+    query, key = turned.unbind(2)
+    value = values.unflatten(-1, (3, -1, len(query_norm)))[:, :, 2]
+    if isinstance(product, ScaledProduct):
+        value = torch.mul(value, (product.rows * product.parts[2])[..., None], out=torch.empty_like(value))
+    return query, key, value
+
+
+def turned_queries_and_keys(
+    product: Product,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotary: torch.Tensor,
+    form: torch.dtype,
+) -> torch.Tensor:
+    """Queries and keys, normed and turned, (pictures, tokens, 2, heads, head_dim), in `form`.
+
+    In eight bits `head_limit` of either norm is 448: so they need no scales that depend on the picture.
+    """
+    head_dim = len(query_norm)
+    values = _values(product)
+    pictures, tokens, width = values.shape
+    heads = width // (3 * head_dim)
+    turned = torch.empty(pictures, tokens, 2, heads, head_dim, dtype=form, device=values.device)
+    _turn_heads[(pictures * tokens, 2)](
+        values.view(torch.int32), *_scales(product), query_norm, key_norm, rotary,
+        turned.view(torch.int16 if form == FP8 else torch.int32), tokens, eps,
+        HEADS=heads, HEAD_BLOCK=triton.next_power_of_2(heads), PAIRS=head_dim // 2,
+        SCALED=isinstance(product, ScaledProduct), EIGHT_BIT=form == FP8, num_warps=4,
+    )  # fmt: skip
+    return turned
+
+
+def add_and_norm(
+    stream: torch.Tensor, change: Product, gate: torch.Tensor, scale: torch.Tensor, eps: float, reader: Projection
+) -> tuple[torch.Tensor, Activations]:
+    """See `Parts`."""
+    stream = stream.contiguous()  # of several pictures whose captions nobody reads any more
+    width = stream.shape[-1]
+    added = torch.empty_like(stream)
+    normed, written = _activations(stream.shape, reader.form, stream.device)
+    _add_and_norm[(stream.numel() // width,)](
+        stream, _values(change), *_scales(change), gate, scale, added, *written, eps,
+        WIDTH=width, BLOCK=triton.next_power_of_2(width), SCALED=isinstance(change, ScaledProduct),
+        EIGHT_BIT=reader.form == FP8, num_warps=_ROW_WARPS,
+    )  # fmt: skip
+    return added, normed
+
+
+def gated(product: Product, reader: Projection) -> Activations:
+    """See `Parts`."""
+    values = _values(product)
+    *before, both = values.shape
+    width, rows = both // 2, values.numel() // both
+    activations, written = _activations((*before, width), reader.form, values.device)
+    if isinstance(product, ScaledProduct):
+        body = triton.next_power_of_2(width) // 2
+        tail = triton.next_power_of_2(width - body)
+        options: dict[str, Any] = {"WIDTH": width, "BODY": body, "TAIL": tail, "num_warps": _HIDDEN_WARPS}
+        _gate_and_round[(rows,)](values, product.rows, product.parts, *written, **options)
+    else:
+        grid = (rows, triton.cdiv(width, _GATE_BLOCK))
+        _gate[grid](values, written[0], WIDTH=width, BLOCK=_GATE_BLOCK, num_warps=_ROW_WARPS)
+    return activations
+
+
+def read(values: torch.Tensor, reader: Projection) -> Activations:
+    """See `Parts`."""
+    if reader.form != FP8:
+        return reader.read(values)
+    width = values.shape[-1]
+    activations, written = _activations(values.shape, FP8, values.device)
+    options = {"WIDTH": width, "BLOCK": triton.next_power_of_2(width), "num_warps": 4}
+    _round[(values.numel() // width,)](values, *written, **options)
+    return activations
+
+
+def _values(product: Product) -> torch.Tensor:
+    return product.values if isinstance(product, ScaledProduct) else product
+
+
+def _scales(product: Product) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (product.rows, product.parts) if isinstance(product, ScaledProduct) else (None, None)
+
+
+def _activations(
+    shape: tuple[int, ...], form: torch.dtype, device: torch.device
+) -> tuple[Activations, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Memory for activations, and what a kernel writes of them: values and scales."""
+    values = torch.empty(shape, dtype=form, device=device)
+    if form != FP8:
+        return values, (values, None)
+    scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
+    return QuantisedRows(values, scales), (values, scales)
