@@ -7,13 +7,13 @@ import torch
 
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.test_fast_denoiser import CUDA, SIZES, distance, ours, stock
-from zimage_ui.generator.fast import denoiser
+from zimage_ui.generator.fast import denoiser, parts, triton_parts
 from zimage_ui.generator.fast.attention import AttentionBackend, attention, backend_times_ms
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.gate import PLAIN, gate_times_ms, gated
 from zimage_ui.generator.fast.graphs import CudaRecorder, RecordedFunction
-from zimage_ui.generator.fast.projections import PlainProjection
+from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
 from zimage_ui.generator.fast.shapes import DenoiserShape
 
 # The compiler of both libraries warns of their own code.
@@ -38,6 +38,11 @@ def quack() -> None:
         pytest.skip("quack is not installed, or not for this GPU")
 
 
+def with_gate(weight: torch.Tensor) -> BlockProjections:
+    """The products of a block of which only gate and up matter, and what reads them."""
+    return BlockProjections(*(PlainProjection(weight) for _ in range(4)))
+
+
 def views(pictures: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As a block's projection leaves them."""
     query, key, value = torch.randn(pictures, tokens, 3, 4, 128, device=CUDA, dtype=torch.bfloat16).unbind(2)
@@ -60,16 +65,17 @@ def test_attention_is_as_near_to_fp32_as_torchs_own(flash4, pictures, tokens):
 def test_the_gated_product_is_as_near_to_fp32_as_the_plain_one(quack, tile, tokens):
     values = torch.randn(2, tokens, 512, device=CUDA, dtype=torch.bfloat16)
     weight = torch.randn(2 * 1376, 512, device=CUDA, dtype=torch.bfloat16) / 512**0.5
-    expected = gated(PlainProjection(weight.float()), values.float())
-    plain = PlainProjection(weight)
-    assert distance(gated(plain, values, tile), expected) <= SAME * distance(gated(plain, values), expected)
+    expected = gated(with_gate(weight.float()), values.float(), parts)
+    plain = with_gate(weight)
+    found, usual = gated(plain, values, parts, tile), gated(plain, values, parts)
+    assert distance(found, expected) <= SAME * distance(usual, expected)
 
 
 def test_both_can_be_recorded(flash4, quack):
     weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16) / 512**0.5
 
     def work(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return gated(PlainProjection(weight), attention(query, key, value, True).flatten(2), GATE_TILES[0])
+        return gated(with_gate(weight), attention(query, key, value, True).flatten(2), parts, GATE_TILES[0])
 
     with torch.inference_mode():
         recorded = RecordedFunction(work, views(1, 256), CudaRecorder(CUDA))
@@ -82,7 +88,8 @@ def test_both_are_timed(flash4, quack):
     assert AttentionBackend.FLASH4 in backend_times_ms((1, 1088, 30, 128), torch.bfloat16, CUDA)
     weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16)
     with torch.inference_mode():
-        assert set(gate_times_ms(PlainProjection(weight), 1088)) == {PLAIN, *GATE_TILES}
+        for way in (parts, triton_parts):
+            assert set(gate_times_ms(with_gate(weight), 1088, way)) == {PLAIN, *GATE_TILES}
 
 
 @pytest.mark.parametrize("tile", [None, *GATE_TILES])

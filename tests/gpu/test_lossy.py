@@ -19,6 +19,7 @@ from tests.gpu.conftest import LIGHTHOUSE
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
+from zimage_ui.generator.fast.quantised_rows import scaled
 from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.placement import memory_need, read_device
@@ -69,8 +70,8 @@ def velocities(fast: FastTransformer, prompt: torch.Tensor, shape: tuple[int, ..
 @pytest.mark.parametrize(("outputs", "inputs"), [(1152, 384), (384, 1024)])
 def test_a_product_is_the_emulated_one(precision: Precision, tokens: int, outputs: int, inputs: int) -> None:
     weight, values = torch.randn(outputs, inputs).bfloat16(), torch.randn(1, tokens, inputs).bfloat16()
-    expected = KINDS[precision].of(weight)(values)
-    found = KINDS[precision].of(weight.to(CUDA))(values.to(CUDA))
+    expected = scaled(KINDS[precision].of(weight)(values))
+    found = scaled(KINDS[precision].of(weight.to(CUDA))(values.to(CUDA)))
     assert found.shape == (1, tokens, outputs)
     assert found.dtype == torch.bfloat16
     assert distance(found.cpu(), expected) < 5e-3  # bf16 once, and the tensor cores' own sums

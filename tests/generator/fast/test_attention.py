@@ -11,6 +11,7 @@ from zimage_ui.generator.fast.attention import (
     attention_by,
     backend_times_ms,
     fastest_backend,
+    has_fp8_attention,
 )
 from zimage_ui.generator.fast.choices import Choices
 
@@ -48,8 +49,23 @@ def test_a_cpu_leaves_the_choice_to_torch():
 
 
 def test_every_backend_has_a_kernel():
-    assert len({backend.kernel for backend in AttentionBackend}) == len(AttentionBackend)
-    assert [backend for backend in AttentionBackend if backend.kernel is None] == [AttentionBackend.FLASH4]
+    of_torch = [backend.kernel for backend in AttentionBackend if backend.kernel is not None]
+    assert len(set(of_torch)) == len(of_torch) == len(AttentionBackend) - 2
+    assert [backend for backend in AttentionBackend if backend.kernel is None] == [
+        AttentionBackend.FLASH4, AttentionBackend.FP8,
+    ]  # fmt: skip
+
+
+def test_attention_in_eight_bits_is_for_hopper_and_heads_of_128(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for capability, head_dim, serves in (((9, 0), 128, True), ((9, 0), 64, False), ((8, 9), 128, False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
+        assert has_fp8_attention(head_dim, cuda) is serves
+    assert not has_fp8_attention(128, torch.device("cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert not has_fp8_attention(128, cuda)
 
 
 def test_a_backend_is_chosen_within_its_context_only():

@@ -9,7 +9,7 @@ from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection, lossy, lossy_projections
 from zimage_ui.generator.fast.projections import PackedProjection, PlainProjection, block_projections, packed
-from zimage_ui.generator.fast.quantised_rows import QuantisedRows
+from zimage_ui.generator.fast.quantised_rows import QuantisedRows, ScaledProduct, scaled
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import StepNetwork
 from zimage_ui.request import Precision
@@ -49,17 +49,35 @@ def velocities(fast, noise, shape=(1, 16, 10, 14)):
 def test_a_product_is_that_of_the_rounded_factors(noise, distance, precision):
     weight, values = noise(64, 96), noise(2, 7, 96, seed=1)
     projection = KINDS[precision].of(weight)
-    found = projection(values)
+    found = scaled(projection(values))
     factor = projection.weight.double() * projection.scales.double().t()
     assert found.dtype == torch.float32
     assert found.shape == (2, 7, 64)
     assert distance(found.double(), restored(projection.read(values)) @ factor.t()) < 1e-6
 
 
+def test_each_matrix_of_a_product_has_a_scale_in_fp8(noise, distance):
+    matrices = [noise(16, 32, seed=seed) * 10.0**seed for seed in range(3)]
+    projection, values = Fp8Projection.of(torch.cat(matrices), parts=3), noise(2, 7, 32, seed=5)
+    assert torch.allclose(projection.scales, torch.stack([matrix.abs().max() / 448 for matrix in matrices]))
+    for found, matrix in zip(scaled(projection(values)).chunk(3, -1), matrices, strict=True):
+        assert distance(found, values @ matrix.t()) < LARGEST_PRODUCT_ERRORS[Precision.FP8]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_scaled_in_place_and_once_rounded(noise, dtype):
+    values, rows, parts = noise(2, 7, 6).to(dtype), noise(2, 7, 1, seed=1).abs(), torch.tensor([0.5, 3.0])
+    expected = (values.float() * rows * parts.repeat_interleave(3)).to(dtype)
+    found = scaled(ScaledProduct(values, rows, parts))
+    assert found.data_ptr() == values.data_ptr()
+    assert torch.allclose(found, expected)
+    assert scaled(found) is found
+
+
 @lossy_kinds
 def test_a_product_is_near_the_exact_one(noise, distance, precision):
     weight, values = noise(64, 96), noise(2, 7, 96, seed=1)
-    error = distance(KINDS[precision].of(weight)(values), values @ weight.t())
+    error = distance(scaled(KINDS[precision].of(weight)(values)), values @ weight.t())
     assert LARGEST_PRODUCT_ERRORS[precision] / 4 < error < LARGEST_PRODUCT_ERRORS[precision]
 
 
@@ -67,9 +85,9 @@ def test_a_product_is_near_the_exact_one(noise, distance, precision):
 def test_what_was_read_before_gives_the_same(noise, precision):
     projection = KINDS[precision].of(noise(64, 96).bfloat16())
     values = noise(2, 7, 96, seed=1).bfloat16()
-    found = projection(values)
+    found = scaled(projection(values))
     assert found.dtype == torch.bfloat16
-    assert torch.equal(projection(projection.read(values)), found)
+    assert torch.equal(scaled(projection(projection.read(values))), found)
 
 
 @lossy_kinds
@@ -80,7 +98,7 @@ def test_matrices_are_replaced_and_their_memory_is_free(block, noise, precision)
     modulation_bytes = block.adaLN_modulation[0].weight.nbytes
     projections = lossy_projections(block, precision)
     for name, product in expected.items():
-        found = getattr(projections, name)(hidden if name == "down" else values)
+        found = scaled(getattr(projections, name)(hidden if name == "down" else values))
         assert torch.nn.functional.cosine_similarity(found.flatten(), product.flatten(), dim=0) > 0.998, name
     kept = {parameter.untyped_storage().nbytes() for parameter in block.parameters() if parameter.ndim != 1}
     assert kept == {modulation_bytes}

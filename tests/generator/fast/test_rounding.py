@@ -110,7 +110,7 @@ def test_rounded_while_reading_is_rounded_afterwards_bit_for_bit(
 
 
 def test_pieces_of_a_matrix_round_as_the_whole_does(precision: Precision, monkeypatch: pytest.MonkeyPatch):
-    import zimage_ui.generator.fast.rounding as module
+    import zimage_ui.generator.fast.lossy_projections as module
 
     monkeypatch.setattr(module, "_VALUES_AT_ONCE", 7 * 96)
     blocks = rounded(random_transformer().bfloat16(), precision)
@@ -171,16 +171,16 @@ class TestPeak:
         assert {parameter.untyped_storage().nbytes() for parameter in matrices} == {0}
 
     def test_rounding_takes_little_more_than_a_piece(self, precision: Precision, monkeypatch: pytest.MonkeyPatch):
-        import zimage_ui.generator.fast.rounding as module
+        import zimage_ui.generator.fast.lossy_projections as module
 
         monkeypatch.setattr(module, "_VALUES_AT_ONCE", 16 * 96)
-        quantise, pieces = module.quantise, []
+        to_fp32, pieces = torch.Tensor.float, []
 
-        def watched(values: torch.Tensor, dtype: torch.dtype) -> Any:
+        def watched(values: torch.Tensor) -> torch.Tensor:
             pieces.append(values.numel())
-            return quantise(values, dtype)
+            return to_fp32(values)
 
-        monkeypatch.setattr(module, "quantise", watched)
+        monkeypatch.setattr(torch.Tensor, "float", watched)
         rounded(random_transformer().bfloat16(), precision)
         assert max(pieces) == 16 * 96
 

@@ -31,7 +31,7 @@ _FP8_HEAD_DIM = 128
 
 
 class AttentionBackend(StrEnum):
-    """Attention kernels, by the name that people know them by: torch's, one of a library that may be installed, and ours.
+    """Attention kernels, by the name that people know them by: torch's, one of a library that may be there, and ours.
 
     FP8 is `fp8_attention`, which belongs to that mode and is none to choose otherwise.
     """

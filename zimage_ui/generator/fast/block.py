@@ -17,7 +17,7 @@ from zimage_ui.generator.fast.gate import gated
 from zimage_ui.generator.fast.lossy_projections import lossy_projections
 from zimage_ui.generator.fast.parts import parts_by
 from zimage_ui.generator.fast.projections import BlockProjections, block_projections
-from zimage_ui.generator.fast.quantised_rows import Activations, Product, QuantisedRows
+from zimage_ui.generator.fast.quantised_rows import Activations, Product, QuantisedRows, ScaledProduct
 from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
@@ -120,13 +120,13 @@ def _attended(
     product: Product, weights: BlockWeights, rotary: torch.Tensor, kept_tokens: int | None, kernels: BlockKernels
 ) -> Activations:
     """What the attention's output projection reads, of the kept tokens."""
-    heads = product, weights.query_norm, weights.key_norm, weights.query_key_eps, rotary
-    if kernels.fp8_attention:
+    heads = weights.query_norm, weights.key_norm, weights.query_key_eps, rotary
+    if kernels.fp8_attention and isinstance(product, ScaledProduct):
         from zimage_ui.generator.fast.fp8_attention import fp8_attention  # where there is Triton
 
-        values, scales = fp8_attention(*heads)
+        values, scales = fp8_attention(product, *heads)
         return QuantisedRows(values[:, :kept_tokens], scales[:, :kept_tokens])
     parts = parts_by(triton=kernels.triton)
-    query, key, value = parts.turned_heads(*heads)
+    query, key, value = parts.turned_heads(product, *heads)
     attended = attention(query[:, :kept_tokens], key, value, kernels.flash_attention_4)
     return parts.read(attended.flatten(2), weights.projections.output)

@@ -200,9 +200,7 @@ class FastTransformer:
 
     def _unprepared_pass(self, shape: DenoiserShape) -> StepPass:
         functions = self._unprepared
-        return partial(
-            self.network.velocity, PassPlan(shape, self._rotary(shape), self._backend(functions), functions)
-        )
+        return partial(self.network.velocity, PassPlan(shape, self._rotary(shape), self._backend(functions), functions))
 
     def _rotary(self, shape: DenoiserShape) -> Rotary:
         key = replace(shape, pictures=1)

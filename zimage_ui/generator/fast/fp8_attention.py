@@ -35,9 +35,17 @@ _SHIFT = 8  # of the weights: 2**8
 
 @triton.jit
 def _store_values(
-    product, row_scales, part_scales, stored, scales, tokens, blocks,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+    product: tl.tensor,
+    row_scales: tl.tensor,
+    part_scales: tl.tensor,
+    stored: tl.tensor,
+    scales: tl.tensor,
+    tokens: tl.tensor,
+    blocks: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> None:
     """One head's values of one block of tokens: scaled, transposed, permuted, in eight bits."""
     block, head = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, KEYS)
@@ -52,14 +60,30 @@ def _store_values(
     tl.store(scales + head * blocks + block, scale)
     target = block * KEYS + place
     rounded = (values / scale).to(tl.float8e4nv)
-    tl.store(stored + column[:, None].to(tl.int64) * tokens + target[None, :], rounded.T, mask=(target < tokens)[None, :])
+    tl.store(
+        stored + column[:, None].to(tl.int64) * tokens + target[None, :], rounded.T, mask=(target < tokens)[None, :]
+    )
 
 
 @triton.jit
 def _block(
-    query, keys, values, value_scale, scale_before, highest, total, summed, factor, begin, column, tokens,
-    HEAD_DIM: tl.constexpr, KEYS: tl.constexpr, SHIFT: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    value_scale: tl.tensor,
+    scale_before: tl.tensor,
+    highest: tl.tensor,
+    total: tl.tensor,
+    summed: tl.tensor,
+    factor: tl.tensor,
+    begin: tl.tensor,
+    column: tl.tensor,
+    tokens: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    KEYS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """One block of keys and values: the running maximum, the sum of weights, and the weighted values, in its scale."""
     scores = tl.dot(query, keys.load([begin, column]).T)
     if MASKED:
@@ -78,11 +102,28 @@ def _block(
 
 @triton.jit
 def _attend(
-    queries, keys, values, last_keys, last_values, attended, value_scales, query_norm, key_norm, out_scales, tokens,
-    blocks, softmax_scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
-    SHIFT: tl.constexpr, SCALES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    last_keys: tl.tensor,
+    last_values: tl.tensor,
+    attended: tl.tensor,
+    value_scales: tl.tensor,
+    query_norm: tl.tensor,
+    key_norm: tl.tensor,
+    out_scales: tl.tensor,
+    tokens: tl.tensor,
+    blocks: tl.tensor,
+    softmax_scale: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALES: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
     """`QUERIES` tokens of one head, over all tokens."""
     first, head = tl.program_id(0) * QUERIES, tl.program_id(1)
     column = head * HEAD_DIM
@@ -97,16 +138,44 @@ def _attend(
     for number in tl.range(0, whole, num_stages=STAGES):
         scale = tl.load(value_scales + head * blocks + number)
         highest, total, summed = _block(
-            query, keys, values, scale, before, highest, total, summed, factor, number * KEYS, column, tokens,
-            HEAD_DIM, KEYS, SHIFT, False,
-        )  # fmt: skip
+            query,
+            keys,
+            values,
+            scale,
+            before,
+            highest,
+            total,
+            summed,
+            factor,
+            number * KEYS,
+            column,
+            tokens,
+            HEAD_DIM,
+            KEYS,
+            SHIFT,
+            False,
+        )
         before = scale
     if TAIL:
         scale = tl.load(value_scales + head * blocks + whole)
         highest, total, summed = _block(
-            query, last_keys, last_values, scale, before, highest, total, summed, factor, whole * KEYS, column, tokens,
-            HEAD_DIM, TAIL, SHIFT, True,
-        )  # fmt: skip
+            query,
+            last_keys,
+            last_values,
+            scale,
+            before,
+            highest,
+            total,
+            summed,
+            factor,
+            whole * KEYS,
+            column,
+            tokens,
+            HEAD_DIM,
+            TAIL,
+            SHIFT,
+            True,
+        )
         before = scale
     number = tl.arange(0, SCALES)
     largest = tl.max(tl.load(value_scales + number, mask=number < HEADS * blocks, other=0.0), 0)
@@ -125,7 +194,8 @@ def fp8_attention(
     Args:
         product: (pictures, tokens, 3 * dim): queries, keys and values of each token, head by head; the tokens a
             multiple of 32.
-        query_norm, key_norm: (head_dim,), fp32: the weights of both norms; 128 places a head.
+        query_norm: (head_dim,), fp32: the weights of the queries' norm; 128 places a head.
+        key_norm: the same of the keys.
         eps: of both.
         rotary: the rotation of each token (`rotation_table`).
     """
@@ -152,9 +222,18 @@ def _attend_one(
     stored = torch.empty(width, tokens, dtype=FP8, device=turned.device)
     value_scales = torch.empty(heads, blocks, dtype=torch.float32, device=turned.device)
     _store_values[(blocks, heads)](
-        product.values, product.rows, product.parts, stored, value_scales, tokens, blocks,
-        HEADS=heads, HEAD_DIM=head_dim, KEYS=_KEYS, num_warps=8,
-    )  # fmt: skip
+        product.values,
+        product.rows,
+        product.parts,
+        stored,
+        value_scales,
+        tokens,
+        blocks,
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        KEYS=_KEYS,
+        num_warps=8,
+    )
     tail = 0 if rest == 0 else _KEYS // 2 if rest <= _KEYS // 2 else _KEYS
     queries, keys = turned.flatten(-2).unbind(1)
 
@@ -165,9 +244,27 @@ def _attend_one(
         return TensorDescriptor(stored, [width, tokens], [tokens, 1], [head_dim, count])
 
     _attend[(triton.cdiv(tokens, _QUERIES), heads)](
-        by_token(queries, _QUERIES), by_token(keys, _KEYS), by_place(_KEYS), by_token(keys, tail or _KEYS),
-        by_place(tail or _KEYS), by_token(attended, _QUERIES), value_scales, query_norm, key_norm, out_scales, tokens,
-        blocks, 1 / (math.sqrt(head_dim) * math.log(2)),
-        HEADS=heads, HEAD_DIM=head_dim, QUERIES=_QUERIES, KEYS=_KEYS, TAIL=tail, SHIFT=_SHIFT,
-        SCALES=triton.next_power_of_2(heads * blocks), STAGES=_STAGES, num_warps=_WARPS, num_stages=_STAGES,
-    )  # fmt: skip
+        by_token(queries, _QUERIES),
+        by_token(keys, _KEYS),
+        by_place(_KEYS),
+        by_token(keys, tail or _KEYS),
+        by_place(tail or _KEYS),
+        by_token(attended, _QUERIES),
+        value_scales,
+        query_norm,
+        key_norm,
+        out_scales,
+        tokens,
+        blocks,
+        1 / (math.sqrt(head_dim) * math.log(2)),
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        QUERIES=_QUERIES,
+        KEYS=_KEYS,
+        TAIL=tail,
+        SHIFT=_SHIFT,
+        SCALES=triton.next_power_of_2(heads * blocks),
+        STAGES=_STAGES,
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+    )

@@ -64,6 +64,7 @@ def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts) -> dict
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
     """
+    assert isinstance(products.gate_up, PlainProjection), "quack's kernel is for plain matrices"
     weight = products.gate_up.weight
     values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
     plain = compiled_as_they_come(gated) if parts is torch_parts else gated

@@ -20,6 +20,7 @@ from zimage_ui.generator.fast.recently_used import RecentlyUsed
 _log = logging.getLogger(__name__)
 
 _Key = TypeVar("_Key", bound=Hashable)
+_Answer = TypeVar("_Answer")
 
 # The first run compiles, loads kernels and lets libraries choose; the second allocates as all later ones will.
 _RUNS_BEFORE_RECORDING = 2
@@ -28,14 +29,14 @@ _RUNS_BEFORE_RECORDING = 2
 class Recorder(Protocol):
     """Turns work on a device into a recording of it."""
 
-    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
         """Record what `work` enqueues.
 
         Args:
-            work: reads and writes tensors that stay where they are, waits for nothing, and answers a tensor.
+            work: reads and writes tensors that stay where they are, waits for nothing, and answers tensors.
 
         Returns:
-            What does that work again, and the tensor that then holds its answer.
+            What does that work again, and the tensors that then hold its answer.
         """
 
 
@@ -51,7 +52,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = stream or torch.cuda.Stream(device)
 
-    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
         """Run `work` twice, then record it, on its stream."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
@@ -81,7 +82,7 @@ class SharedRecorder:
         self._recorder = self._make_recorder()
         return self
 
-    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
         """As the present recorder does it."""
         return self._recorder.record(work)
 

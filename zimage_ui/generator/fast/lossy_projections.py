@@ -6,9 +6,9 @@ are 85 % of the arithmetic of a step at 1024 x 1024, attention most of the rest;
 caption's refiner, norms, the last layer) stays as it is. Each token's activations have a scale of their own.
 
 * FP8 (e4m3): three bits of mantissa, so a value is off by at most a sixteenth of itself, unless it is 28,000 times
-  smaller than the one that sets the scale. Rows of a matrix differ far less than that, so a matrix has one scale, and the
-  product leaves scaling to whatever reads it: CUDA's library takes a fifth longer to scale rows and columns itself, at
-  512 x 512 (358 us for the products of a block on an H100, 294 without). Tensor cores of Ada, Hopper and Blackwell.
+  smaller than the one that sets the scale. Rows of a matrix differ far less than that, so a matrix has one scale, and
+  the product leaves scaling to whatever reads it: CUDA's library takes a fifth longer to scale rows and columns itself
+  (358 us for the products of a block at 512 x 512 on an H100, 294 without). Tensor cores of Ada, Hopper and Blackwell.
 * INT8: a value is off by at most a 254th of the largest of its row, which in a matrix is a row, too. Tensor cores since
   Turing.
 
@@ -77,7 +77,8 @@ class EightBitProjection(ABC):
             weight: of `parts` matrices of one shape, below each other.
             parts: how many.
         """
-        projection = cls.unfilled(*weight.shape, parts, weight.dtype, weight.device)
+        outputs, inputs = weight.shape
+        projection = cls.unfilled(outputs, inputs, parts, weight.dtype, weight.device)
         for part, matrix in enumerate(weight.chunk(parts)):
             projection.fill(part, matrix)
         return projection
@@ -135,7 +136,7 @@ class Fp8Projection(EightBitProjection):
         self.scales[part] = scale
         target = self.weight.chunk(len(self.scales))[part]
         for piece, place in zip(_pieces(matrix), _pieces(target), strict=True):
-            place.copy_(piece.float().div_(scale))
+            place.copy_(piece.float() / scale)
 
     def __call__(self, activations: Activations) -> ScaledProduct:
         """One matrix product by the device's own library, to be scaled by what reads it."""
@@ -225,10 +226,9 @@ def lossy(projections: BlockProjections, precision: Precision) -> BlockProjectio
 def unfilled(
     outputs: int, inputs: int, parts: int, dtype: torch.dtype, precision: Precision, device: torch.device
 ) -> PlainProjection | EightBitProjection:
-    """The projection that `lossy` would make of `parts` matrices of `dtype`, its values anything; for `RoundedBlocks`.
+    """The projection that `lossy` would make of `parts` matrices of `dtype`, with `outputs` together; for a loader.
 
-    Args:
-        outputs: of all parts.
+    Its values are anything yet.
     """
     if not _takes((outputs, inputs)):
         return PlainProjection(torch.empty(outputs, inputs, dtype=dtype, device=device))

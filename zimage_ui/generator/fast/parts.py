@@ -21,7 +21,7 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Parts(Protocol):
-    """This module, or `triton_parts`."""
+    """What is common to this module and `triton_parts`."""
 
     def turned_heads(
         self, product: Product, query_norm: torch.Tensor, key_norm: torch.Tensor, eps: float, rotary: torch.Tensor
@@ -30,7 +30,8 @@ class Parts(Protocol):
 
         Args:
             product: (pictures, tokens, 3 * dim): queries, keys and values of each token, head by head.
-            query_norm, key_norm: (head_dim,), fp32: the weights of both norms.
+            query_norm: (head_dim,), fp32: the weights of the queries' norm.
+            key_norm: the same of the keys.
             eps: of both.
             rotary: the rotation of each token (`rotation_table`).
         """
@@ -47,8 +48,10 @@ class Parts(Protocol):
         """`stream` plus the normed and gated `change`; and that sum normed and scaled, as `reader` reads it.
 
         Args:
-            stream, change: (pictures, tokens, dim).
-            gate, scale: (dim,), fp32.
+            stream: (pictures, tokens, dim), the residual stream.
+            change: of the same shape.
+            gate: (dim,), fp32: what the normed change is multiplied by.
+            scale: the same for the normed sum.
             eps: of both norms.
             reader: comes next.
         """
@@ -61,7 +64,7 @@ class Parts(Protocol):
 
 
 def parts_by(*, triton: bool) -> Parts:
-    """This module, or `triton_parts`.
+    """`triton_parts`, or this module.
 
     Raises:
         ImportError: there is no Triton.

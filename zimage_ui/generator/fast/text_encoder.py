@@ -22,8 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zimage_ui.generator.fast.any_size import compiled
 from zimage_ui.generator.fast.attempts import attempt
-from zimage_ui.generator.fast.parts import norm
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
+from zimage_ui.generator.fast.parts import norm
 from zimage_ui.generator.fast.projections import fused
 from zimage_ui.generator.fast.shapes import padded
 from zimage_ui.generator.transfers import to_device

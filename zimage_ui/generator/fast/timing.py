@@ -15,7 +15,7 @@ _WARM_REPLAYS = 3
 _TIMED_REPLAYS = 10
 
 
-def median_ms(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+def median_ms(run: Callable[[], object], device: torch.device) -> float:
     """The milliseconds of one `run` on a CUDA `device`, median of 10.
 
     As a graph, as it will be run: some libraries need longer to launch a kernel than the kernel itself takes.

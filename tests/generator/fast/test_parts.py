@@ -1,0 +1,102 @@
+"""What lies between the products: where kernels of our own serve, and how they are taken."""
+
+import sys
+
+import pytest
+import torch
+
+from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
+from zimage_ui.generator.fast import block, denoiser, parts, step
+from zimage_ui.generator.fast.denoiser import FastTransformer
+from zimage_ui.generator.fast.parts import has_triton_parts, parts_by
+from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.step import TRITON, StepNetwork
+from zimage_ui.request import Precision
+
+pytestmark = pytest.mark.model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "head_dim", "device", "serves"),
+    [
+        (BF16, BF16, 128, CUDA, True),
+        (FP8, BF16, 64, CUDA, True),
+        (torch.int8, BF16, 128, CUDA, False),
+        (torch.float16, torch.float16, 128, CUDA, False),
+        (FP8, torch.float32, 128, CUDA, False),
+        (BF16, BF16, 48, CUDA, False),
+        (BF16, BF16, 128, CPU, False),
+    ],
+)
+def test_kernels_are_for_bf16_on_a_gpu_and_heads_of_a_power_of_two(form, dtype, head_dim, device, serves, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert has_triton_parts(form, dtype, head_dim, device) is serves
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not has_triton_parts(form, dtype, head_dim, device)
+
+
+def test_without_triton_there_are_no_kernels(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "zimage_ui.generator.fast.triton_parts", raising=False)
+    assert parts_by(triton=False) is parts
+    with pytest.raises(ImportError):
+        parts_by(triton=True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "form"), [(Precision.EXACT, BF16), (Precision.FP8, FP8), (Precision.INT8, torch.int8)]
+)
+def test_a_network_knows_what_its_products_read(precision, form):
+    assert StepNetwork(random_transformer().bfloat16(), precision=precision).form == form
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The kernels' place is taken by torch's operations; answers whether they were asked for, call by call."""
+    calls = []
+
+    def taken(*, triton):
+        calls.append(triton)
+        return parts
+
+    for module in (block, step):
+        monkeypatch.setattr(module, "parts_by", taken)
+    monkeypatch.setattr(denoiser, "has_triton_parts", lambda *_: True)
+    monkeypatch.setattr(denoiser, "_with_triton", lambda: TRITON)
+    return calls
+
+
+def velocity(fast, noise, shape):
+    run = fast.denoiser(shape, (500.0,), noise(14, 24, seed=1))
+    with torch.inference_mode():
+        return run.predict(noise(1, 16, shape.height, shape.width), torch.tensor(500.0), 0)
+
+
+def test_they_come_first_and_serve_every_size_once_they_have_worked(asked, transformer, noise, distance):
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    first, other = DenoiserShape(8, 8, 32), DenoiserShape(10, 14, 32)
+    before = velocity(fast, noise, other)
+    assert asked
+    assert not any(asked), "nobody knows yet whether they work"
+    assert fast.prepare(first)
+    asked.clear()
+    assert distance(velocity(fast, noise, other), before) < 1e-6
+    assert any(asked)
+
+
+def test_where_they_fail_the_next_way_is_taken(asked, transformer, noise, monkeypatch, caplog):
+    def broken():
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(denoiser, "_with_triton", broken)
+    monkeypatch.setattr(denoiser, "_compiled", lambda: step.EAGER)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    assert fast.prepare(DenoiserShape(8, 8, 32))
+    assert "no such instruction" in caplog.text
+    asked.clear()
+    velocity(fast, noise, DenoiserShape(10, 14, 32))
+    assert asked
+    assert not any(asked)
