@@ -23,6 +23,7 @@ from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import EAGER, StepFunctions
 from zimage_ui.generator.fast.streaming import spread, streamed_names
 from zimage_ui.generator.loading import load_components
+from zimage_ui.generator.page_locked import HostBuffer
 from zimage_ui.generator.placement import Device
 from zimage_ui.request import Precision
 
@@ -212,6 +213,16 @@ class TestStreamed:
         assert fast.network.layers.streamed == 3
         assert torch.equal(velocities(fast, noise), expected)
         assert torch.equal(velocities(fast, noise), expected)
+
+    def test_a_home_holds_the_same_bits(self, precision: Precision, monkeypatch: pytest.MonkeyPatch):
+        def full_of_ones(self: HostBuffer, size_bytes: int, *, locked: bool) -> None:
+            self.bytes = torch.full((size_bytes,), 255, dtype=torch.uint8)  # memory is anything before it is written
+
+        monkeypatch.setattr(HostBuffer, "__init__", full_of_ones)
+        blocks = rounded(random_transformer(n_layers=LAYERS).bfloat16(), precision, 3)
+        expected = random_transformer(n_layers=LAYERS).bfloat16().layers
+        for place in spread(3, LAYERS):
+            assert same(blocks.take("layers", place), lossy_projections(expected[place], precision))
 
     def test_a_home_holds_eight_bits(self, precision: Precision):
         model = random_transformer(n_layers=LAYERS).bfloat16()

@@ -58,7 +58,7 @@ class EightBitProjection(ABC):
         stored: the dtype of both factors.
         weight: (outputs, inputs), in it.
         scales: fp32, as the kind has them.
-        unit: (), fp32: one.
+        unit: (), fp32: one, from the first `fill` on.
         dtype: of the product.
     """
 
@@ -88,7 +88,7 @@ class EightBitProjection(ABC):
         """The same for a matrix whose values are anything yet."""
         weight = torch.empty(outputs, inputs, dtype=cls.stored, device=device)
         scales = torch.empty(cls._scales_shape(outputs, parts), device=device)
-        return cls(weight, scales, torch.ones((), device=device), dtype)
+        return cls(weight, scales, torch.empty((), device=device), dtype)
 
     @property
     def form(self) -> torch.dtype:
@@ -99,13 +99,17 @@ class EightBitProjection(ABC):
         """`values` (..., inputs) in eight bits."""
         return quantise(values, self.stored)
 
-    @abstractmethod
     def fill(self, part: int, matrix: torch.Tensor) -> None:
         """Round `matrix`, (outputs / parts, inputs), on its own device, to its place."""
+        self.unit.fill_(1)  # here: a streamed layer was laid out in host memory since it was made, and nothing copied
+        self._fill(part, matrix)
 
     @abstractmethod
     def __call__(self, activations: Activations) -> Product:
         """One matrix product by the device's own library."""
+
+    @abstractmethod
+    def _fill(self, part: int, matrix: torch.Tensor) -> None: ...
 
     @classmethod
     @abstractmethod
@@ -130,19 +134,18 @@ class Fp8Projection(EightBitProjection):
 
     fast_accumulation: bool = True
 
-    def fill(self, part: int, matrix: torch.Tensor) -> None:
-        """See `EightBitProjection`."""
-        scale = largest_scale(matrix, self.stored)
-        self.scales[part] = scale
-        target = self.weight.chunk(len(self.scales))[part]
-        for piece, place in zip(_pieces(matrix), _pieces(target), strict=True):
-            place.copy_(piece.float() / scale)
-
     def __call__(self, activations: Activations) -> ScaledProduct:
         """One matrix product by the device's own library, to be scaled by what reads it."""
         rows = self._rows(activations)
         product = self._product(rows.values.flatten(0, -2)).view(*rows.values.shape[:-1], -1)
         return ScaledProduct(product, rows.scales, self.scales)
+
+    def _fill(self, part: int, matrix: torch.Tensor) -> None:
+        scale = largest_scale(matrix, self.stored)
+        self.scales[part] = scale
+        target = self.weight.chunk(len(self.scales))[part]
+        for piece, place in zip(_pieces(matrix), _pieces(target), strict=True):
+            place.copy_(piece.float() / scale)
 
     @classmethod
     def _scales_shape(cls, outputs: int, parts: int) -> tuple[int, ...]:
@@ -170,15 +173,6 @@ class Int8Projection(EightBitProjection):
 
     stored = torch.int8
 
-    def fill(self, part: int, matrix: torch.Tensor) -> None:
-        """See `EightBitProjection`."""
-        begin = part * len(matrix)
-        for piece in _pieces(matrix):
-            rows = quantise(piece, self.stored)
-            self.weight[begin : begin + len(piece)].copy_(rows.values)
-            self.scales[0, begin : begin + len(piece)].copy_(rows.scales[:, 0])
-            begin += len(piece)
-
     def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by the device's own library."""
         rows = self._rows(activations)
@@ -187,6 +181,14 @@ class Int8Projection(EightBitProjection):
         # in whatever kernel reads it next.
         product = sums.float().mul_(rows.scales.flatten(0, -2)).mul_(self.scales).to(self.dtype)
         return product.view(*rows.values.shape[:-1], -1)
+
+    def _fill(self, part: int, matrix: torch.Tensor) -> None:
+        begin = part * len(matrix)
+        for piece in _pieces(matrix):
+            rows = quantise(piece, self.stored)
+            self.weight[begin : begin + len(piece)].copy_(rows.values)
+            self.scales[0, begin : begin + len(piece)].copy_(rows.scales[:, 0])
+            begin += len(piece)
 
     @classmethod
     def _scales_shape(cls, outputs: int, parts: int) -> tuple[int, ...]:
