@@ -1,14 +1,22 @@
 """The one block function against the stock block."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.generator.fast.conftest import random_transformer
-from zimage_ui.generator.fast.block import block_weights, run_block
+from zimage_ui.generator.fast import block as module
+from zimage_ui.generator.fast import parts
+from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
 from zimage_ui.generator.fast.modulation import ModulationTables, plain_rows
 from zimage_ui.generator.fast.parts import norm
+from zimage_ui.generator.fast.quantised_rows import quantise
 from zimage_ui.generator.fast.rotary import image_positions, rotation_table
 from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.request import Precision
 
 pytestmark = pytest.mark.model
 
@@ -53,6 +61,28 @@ def test_tokens_that_nobody_reads_can_be_left_out(transformer, noise, table):
     whole, _ = ours(block, stream, plain_rows(block), torch.ones(96), table)
     kept, normed = ours(block, stream, plain_rows(block), torch.ones(96), table, kept_tokens=35)
     assert kept.shape == normed.shape == (2, 35, 96)
+    assert torch.allclose(kept, whole[:, :35], atol=1e-5)
+
+
+def test_kernels_read_dense_tokens_of_several_pictures(noise, table, monkeypatch):
+    def fp8_attention(product, *heads):
+        return quantise(attention(*parts.turned_heads(product, *heads)).flatten(2), torch.float8_e4m3fn)
+
+    def add_and_norm(stream, change, *others):
+        assert all(each.is_contiguous() for each in change)
+        return parts.add_and_norm(stream, change, *others)
+
+    kernels = SimpleNamespace(**vars(parts) | {"add_and_norm": add_and_norm})
+    monkeypatch.setattr(module, "parts_by", lambda *, triton: kernels)
+    monkeypatch.setitem(
+        sys.modules, "zimage_ui.generator.fast.fp8_attention", SimpleNamespace(fp8_attention=fp8_attention)
+    )
+    weights = block_weights(random_transformer().layers[0], Precision.FP8)
+    stream, rows = noise(2, len(POSITIONS), 96), torch.ones(4, 96)
+    normed = norm(stream, rows[0], 1e-5)
+    chosen = BlockKernels(triton=True, fp8_attention=True)
+    whole, _ = run_block(stream, normed, weights, rows, table, None, chosen)
+    kept, _ = run_block(stream, normed, weights, rows, table, 35, chosen)
     assert torch.allclose(kept, whole[:, :35], atol=1e-5)
 
 

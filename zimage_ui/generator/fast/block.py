@@ -1,9 +1,10 @@
 """A transformer block as one function of its weights, the same for every block, so that it is compiled once for all.
 
-What a compiler makes of it on a GPU: four matrix products, one attention, and five small kernels between them, each of
-which reads its input once: norm and rotation of queries, and of keys; SiLU and product; and twice "add to the residual
-stream and norm for what comes next". For the last, a block hands on its sum together with the normed input of the next
-block. Norms are computed in fp32 and rounded once, where the stock block rounds after every step.
+What it is made of on a GPU: four matrix products, one attention, and a few small kernels between them, whether a
+compiler's (`parts`) or our own (`triton_parts`): norm and rotation of queries and keys; SiLU and product; and twice
+"add to the residual stream and norm for what comes next". For the last, a block hands on its sum together with the
+normed input of the next block. Norms are computed in fp32 and rounded once, where the stock block rounds after every
+step.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def _attended(
     if kernels.fp8_attention and isinstance(product, ScaledProduct):
         from zimage_ui.generator.fast.fp8_attention import fp8_attention  # where there is Triton
 
-        values, scales = fp8_attention(product, *heads)
-        return QuantisedRows(values[:, :kept_tokens], scales[:, :kept_tokens])
+        # Dense, as kernels read them: what is kept of several pictures lies apart.
+        return QuantisedRows(*(each[:, :kept_tokens].contiguous() for each in fp8_attention(product, *heads)))
     parts = parts_by(triton=kernels.triton)
     query, key, value = parts.turned_heads(product, *heads)
     attended = attention(query[:, :kept_tokens], key, value, kernels.flash_attention_4)
