@@ -87,6 +87,46 @@ def test_they_come_first_and_serve_every_size_once_they_have_worked(asked, trans
     assert any(asked)
 
 
+def test_where_they_fail_for_a_further_size_its_picture_goes_on_without(
+    asked, transformer, noise, distance, monkeypatch, caplog
+):
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    first, other = DenoiserShape(8, 8, 32), DenoiserShape(10, 14, 32)
+    before = velocity(fast, noise, other)
+    assert fast.prepare(first)
+
+    def taken(*, triton):
+        asked.append(triton)
+        if triton:
+            raise RuntimeError("out of resource: shared memory")
+        return parts
+
+    for module in (block, step):
+        monkeypatch.setattr(module, "parts_by", taken)
+    assert distance(velocity(fast, noise, other), before) < 1e-6
+    assert "out of resource" in caplog.text
+    asked.clear()
+    assert distance(velocity(fast, noise, other), before) < 1e-6
+    assert asked
+    assert not any(asked), "they are not tried again"
+
+
+def test_a_full_memory_says_nothing_of_them(asked, transformer, noise, monkeypatch):
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    assert fast.prepare(DenoiserShape(8, 8, 32))
+
+    def full(*, triton):
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(block, "parts_by", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            velocity(fast, noise, DenoiserShape(10, 14, 32))
+    asked.clear()
+    velocity(fast, noise, DenoiserShape(10, 14, 32))
+    assert any(asked)
+
+
 def test_where_they_fail_the_next_way_is_taken(asked, transformer, noise, monkeypatch, caplog):
     def broken():
         raise RuntimeError("no such instruction")

@@ -3,7 +3,8 @@
 What depends on the model alone is done when it is made (fused weights), what depends on the picture's size when that is
 prepared (compiled functions, graphs) or first asked for (rotary tables), what depends on the request at its start
 (captions, modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same
-functions, uncompiled; and so is one whose preparation failed.
+functions, uncompiled, but by kernels of our own between the products of a block once those have worked here; and so is
+one whose preparation failed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import AttentionBackend, fastest_backend, has_fp8_attention
 from zimage_ui.generator.fast.compiled_step import compiled_ends, compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
@@ -72,8 +74,8 @@ class FastTransformer:
             device: where it computes.
             dtype: in what it computes.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
-            ways: of making the functions that are recorded, tried in this order until one works; None is compiled, and
-                then not; with kernels of our own for the block, where there are any, before.
+            ways: of making the functions that are recorded, tried in this order until one works; None is with kernels
+                of our own for the block, where there are any, then compiled, then neither.
             streamed_layers: how many live on the host from the start; `stream` changes it.
             transfer: brings them to the device; None is CUDA's own.
             precision: of the blocks' matrix products; or those, where they were rounded while the model was read.
@@ -91,7 +93,7 @@ class FastTransformer:
         self._modulation = ModulationTables(transformer)
         self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
         self._ways = self._usual_ways() if ways is None else tuple(ways)
-        self._unprepared = EAGER
+        self._trusts_triton = False
         self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder or recorders_for(device))
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
 
@@ -137,7 +139,7 @@ class FastTransformer:
         return shape in self._passes
 
     def release(self) -> bool:
-        """Drop what was prepared, because memory ran out: every shape is denoised uncompiled until prepared again.
+        """Drop what was prepared, because memory ran out: until prepared again, shapes are denoised as cold ones.
 
         Returns:
             Whether anything was recorded, so that there is more memory now.
@@ -169,8 +171,7 @@ class FastTransformer:
             run: StepPass = velocity
         else:
             run = RecordedFunction(velocity, examples, recorder)
-        if functions.triton:
-            self._unprepared = TRITON  # they work here, for any size
+        self._trusts_triton |= functions.triton
         return run
 
     def _usual_ways(self) -> tuple[Callable[[], StepFunctions], ...]:
@@ -199,7 +200,21 @@ class FastTransformer:
         return lambda latents, rows: run(latents, rows, captions)
 
     def _unprepared_pass(self, shape: DenoiserShape) -> StepPass:
-        functions = self._unprepared
+        by_torch = self._uncompiled(shape, EAGER)
+        if not self._trusts_triton:
+            return by_torch
+        by_triton = self._uncompiled(shape, TRITON)
+
+        def velocity(*inputs: torch.Tensor) -> torch.Tensor:
+            # They have worked, but for some sizes a kernel is compiled anew.
+            run, otherwise = partial(by_triton, *inputs), f"denoising {shape} goes on without kernels of our own"
+            answer = attempt(run, otherwise, but=(torch.OutOfMemoryError,)) if self._trusts_triton else None
+            self._trusts_triton = answer is not None
+            return by_torch(*inputs) if answer is None else answer
+
+        return velocity
+
+    def _uncompiled(self, shape: DenoiserShape, functions: StepFunctions) -> StepPass:
         return partial(self.network.velocity, PassPlan(shape, self._rotary(shape), self._backend(functions), functions))
 
     def _rotary(self, shape: DenoiserShape) -> Rotary:
