@@ -1,5 +1,7 @@
 """The gated product: the stock one, the optional kernel behind a stand-in, and the choice between them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -76,6 +78,15 @@ def test_the_fastest_is_chosen_once_and_what_fails_is_left_out(feed_forward, ker
         assert fastest_gate_tile(products, 32, parts) == chosen
     with pytest.raises(StopIteration):
         fastest_gate_tile(products, 64, parts)
+
+
+def test_the_choice_is_of_the_way_that_was_measured(feed_forward, kernel, monkeypatch):
+    """A compiler's gate and one of our own take different times."""
+    ours = SimpleNamespace(**vars(parts))
+    products = block_projections(feed_forward)
+    for way, fastest in ((parts, 2), (ours, 0)):
+        monkeypatch.setattr(gate, "median_ms", lambda run, device, best=GATE_TILES[fastest]: 1 + (run.args[-1] != best))
+        assert fastest_gate_tile(products, 32, way) == GATE_TILES[fastest]
 
 
 def test_a_full_memory_says_nothing_of_a_kernel(feed_forward, kernel, monkeypatch):

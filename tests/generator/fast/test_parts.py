@@ -140,3 +140,26 @@ def test_where_they_fail_the_next_way_is_taken(asked, transformer, noise, monkey
     velocity(fast, noise, DenoiserShape(10, 14, 32))
     assert asked
     assert not any(asked)
+
+
+@pytest.mark.parametrize(
+    ("precision", "hopper", "eight_bit"),
+    [(Precision.FP8, True, True), (Precision.FP8, False, False), (Precision.EXACT, True, False)],
+)
+def test_attention_in_eight_bits_goes_with_eight_bit_products_and_our_kernels(
+    asked, noise, monkeypatch, precision, hopper, eight_bit
+):
+    told = []
+
+    def run_block(*arguments):
+        told.append(arguments[-1])
+        return block.run_block(*arguments[:-1])
+
+    functions = TRITON._replace(block=run_block)
+    monkeypatch.setattr(denoiser, "has_fp8_attention", lambda *_: hopper)
+    monkeypatch.setattr(denoiser, "TRITON", functions)
+    monkeypatch.setattr(denoiser, "_with_triton", lambda: functions)
+    fast = FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, precision=precision)
+    assert fast.prepare(DenoiserShape(8, 8, 32))
+    velocity(fast, noise, DenoiserShape(10, 14, 32))
+    assert {(kernels.triton, kernels.fp8_attention) for kernels in told} == {(True, eight_bit)}

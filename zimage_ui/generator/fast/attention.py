@@ -80,8 +80,8 @@ def attention(
 def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[None]:
     """A context in which attention is computed, and functions are compiled to compute it, by `backend`.
 
-    None leaves the choice to torch, and so does FlashAttention 4, for which `attention` has an argument. What was
-    compiled within a context keeps its backend outside of it.
+    None leaves the choice to torch, and so do those that are not torch's: of them a block is told (`BlockKernels`).
+    What was compiled within a context keeps its backend outside of it.
     """
     kernel = None if backend is None else backend.kernel
     return nullcontext() if kernel is None else sdpa_kernel(kernel)

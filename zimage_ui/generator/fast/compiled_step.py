@@ -1,7 +1,7 @@
 """The functions of a pass, compiled: norms, rotation, gates and residuals become a few kernels.
 
 Each function serves all blocks of the model: weights come in as arguments. Only used where there is a GPU: a bare CPU
-machine has no compiler.
+machine has no compiler. Where there are kernels of our own for the block, only both ends are compiled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gated half of the feed-forward, and which way to it is the fastest here.
 
-A compiler makes of it a matrix product, which writes gate and up, and a kernel that reads both again: 80 us of a block
-at 1024 x 1024 on an H100. quack's kernel has the gate in the product, whose own speed is not that of CUDA's library:
-so it is measured, and remembered.
+The plain way is a matrix product, which writes gate and up, and a kernel that reads both again: one that a compiler
+makes takes 80 us of a block at 1024 x 1024 on an H100. quack's kernel has the gate in the product, whose own speed is
+not that of CUDA's library: so it is measured, and remembered.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def fastest_gate_tile(products: BlockProjections, tokens: int, parts: Parts) -> 
     if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight):
         return None
     weight = gate_up.weight
-    question = f"gated product of {tokens} tokens, {weight.shape[1]} to {weight.shape[0] // 2}, {weight.dtype}"
+    plainly = "compiled" if parts is torch_parts else "by our own kernel"
+    sizes = f"{weight.shape[1]} to {weight.shape[0] // 2}"
+    question = f"gated product of {tokens} tokens, {sizes}, {weight.dtype}, {PLAIN} {plainly}"
     measure = partial(gate_times_ms, products, tokens, parts)
     chosen = kernel_choices().choose(question, (PLAIN, *GATE_TILES), measure, weight.device)
     return chosen if chosen != PLAIN else None

@@ -44,7 +44,7 @@ class Projection(Protocol):
         """`values` (..., inputs), of any dtype, in the form in which the product reads them."""
 
     def __call__(self, activations: Activations) -> Product:
-        """(..., inputs), in the model's dtype or in the form of `read`, -> (..., outputs) in the model's dtype."""
+        """(..., inputs), in the model's dtype or as `read` answers, -> (..., outputs), maybe still to be scaled."""
 
 
 @dataclass(frozen=True, slots=True)

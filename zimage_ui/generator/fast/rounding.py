@@ -1,8 +1,8 @@
 """Matrices rounded to eight bits while they are read: each as it arrives, straight to where it will be computed with.
 
-Matrices are rounded each for itself, in whatever order they come. What stands in sixteen bits at a
-time is thus one matrix of a block (79 MB of 12.3 GB), whatever the order in the files; a layer that is to be streamed
-is rounded on the device and goes home to host memory in eight bits.
+Matrices are rounded each for itself, so it does not matter in which order they come. What stands in sixteen bits at a
+time is thus one matrix of a block (79 MB of 12.3 GB); a layer that is to be streamed is rounded on the device and goes
+home to host memory in eight bits.
 """
 
 from __future__ import annotations
