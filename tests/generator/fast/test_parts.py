@@ -1,6 +1,7 @@
 """What lies between the products: where kernels of our own serve, and how they are taken."""
 
 import sys
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
 from zimage_ui.generator.fast import block, denoiser, parts, step
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.parts import has_triton_parts, parts_by
+from zimage_ui.generator.fast.quantised_rows import ScaledProduct, quantise
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import TRITON, StepNetwork
 from zimage_ui.request import Precision
@@ -51,6 +53,29 @@ def test_without_triton_there_are_no_kernels(monkeypatch):
 )
 def test_a_network_knows_what_its_products_read(precision, form):
     assert StepNetwork(random_transformer().bfloat16(), precision=precision).form == form
+
+
+def test_the_largest_product_is_gone_before_what_is_left_of_it_is_rounded(noise):
+    class Reader:
+        form = FP8
+
+        def read(self, values):
+            assert values.shape == (1, 8, 16)
+            assert memory() is None
+            return quantise(values, FP8)
+
+        def __call__(self, activations):
+            raise NotImplementedError
+
+    def product():
+        nonlocal memory
+        made = ScaledProduct(noise(1, 8, 32), torch.ones(1, 8, 1), torch.ones(2))
+        memory = weakref.ref(made.values.untyped_storage())
+        return made
+
+    memory = None
+    rounded = parts.gated(product(), Reader())  # not within assert, which keeps what it is made of
+    assert rounded.values.shape == (1, 8, 16)
 
 
 @pytest.fixture

@@ -138,44 +138,16 @@ def _attend(
     for number in tl.range(0, whole, num_stages=STAGES):
         scale = tl.load(value_scales + head * blocks + number)
         highest, total, summed = _block(
-            query,
-            keys,
-            values,
-            scale,
-            before,
-            highest,
-            total,
-            summed,
-            factor,
-            number * KEYS,
-            column,
-            tokens,
-            HEAD_DIM,
-            KEYS,
-            SHIFT,
-            False,
-        )
+            query, keys, values, scale, before, highest, total, summed, factor,
+            number * KEYS, column, tokens, HEAD_DIM, KEYS, SHIFT, False,
+        )  # fmt: skip
         before = scale
     if TAIL:
         scale = tl.load(value_scales + head * blocks + whole)
         highest, total, summed = _block(
-            query,
-            last_keys,
-            last_values,
-            scale,
-            before,
-            highest,
-            total,
-            summed,
-            factor,
-            whole * KEYS,
-            column,
-            tokens,
-            HEAD_DIM,
-            TAIL,
-            SHIFT,
-            True,
-        )
+            query, last_keys, last_values, scale, before, highest, total, summed, factor,
+            whole * KEYS, column, tokens, HEAD_DIM, TAIL, SHIFT, True,
+        )  # fmt: skip
         before = scale
     number = tl.arange(0, SCALES)
     largest = tl.max(tl.load(value_scales + number, mask=number < HEADS * blocks, other=0.0), 0)

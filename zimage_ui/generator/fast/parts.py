@@ -112,7 +112,9 @@ def add_and_norm(
 def gated(product: Product, reader: Projection) -> Activations:
     """See `Parts`."""
     gate, up = scaled(product).chunk(2, dim=-1)
-    return reader.read(functional.silu(gate).mul_(up))
+    hidden = functional.silu(gate).mul_(up)
+    del product, gate, up  # the largest of a block, and rounding `hidden` takes several times its own memory
+    return reader.read(hidden)
 
 
 def read(values: torch.Tensor, reader: Projection) -> Activations:
