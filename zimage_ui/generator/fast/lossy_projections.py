@@ -2,8 +2,9 @@
 
 Both factors are rounded, the weights once and the activations as they come; a sum of products in eight bits is then
 multiplied by the scales of its factors, so the product is exact but for their rounding. The four products of each block
-are 85 % of the arithmetic of a step at 1024 x 1024, attention most of the rest; everything else (embedders, the
-caption's refiner, norms, the last layer) stays as it is. Each token's activations have a scale of their own.
+are 85 % of the arithmetic of a step at 1024 x 1024, attention most of the rest; that is in eight bits in the FP8 mode,
+too, where there is `fp8_attention`. Everything else (embedders, the caption's refiner, norms, the last layer) stays as
+it is. Each token's activations have a scale of their own.
 
 * FP8 (e4m3): three bits of mantissa, so a value is off by at most a sixteenth of itself, unless it is 28,000 times
   smaller than the one that sets the scale. Rows of a matrix differ far less than that, so a matrix has one scale, and
@@ -12,8 +13,8 @@ caption's refiner, norms, the last layer) stays as it is. Each token's activatio
 * INT8: a value is off by at most a 254th of the largest of its row, which in a matrix is a row, too. Tensor cores since
   Turing.
 
-On a CPU, FP8 products are emulated in fp32, which holds the products of eight-bit numbers exactly: so what a mode does
-to a picture can be measured anywhere. It is slower there than the exact one.
+On a CPU, FP8 products are emulated in fp32, which holds the products of eight-bit numbers exactly: so what they do to a
+picture can be measured anywhere, but not what attention in eight bits adds. It is slower there than the exact mode.
 """
 
 from __future__ import annotations

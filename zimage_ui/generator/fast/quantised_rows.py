@@ -34,7 +34,7 @@ class ScaledProduct(NamedTuple):
     """A product of rounded factors before it is scaled: whatever reads it next does that on the way.
 
     Attributes:
-        values: (..., outputs), in the model's dtype.
+        values: (..., outputs), in the model's dtype, but not fp16: sums of unscaled e4m3 leave its range.
         rows: (..., 1), fp32: the scale of each token.
         parts: (parts,), fp32: the scales of equal shares of the outputs, such as queries, keys and values.
     """
