@@ -17,7 +17,10 @@ from zimage_ui.generator.fast.projections import BlockProjections, PlainProjecti
 from zimage_ui.generator.fast.shapes import DenoiserShape
 
 # The compiler of both libraries warns of their own code.
-pytestmark = [pytest.mark.gpu, pytest.mark.model, pytest.mark.filterwarnings("ignore::UserWarning")]
+pytestmark = [
+    pytest.mark.gpu, pytest.mark.model,
+    pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]  # fmt: skip
 
 # A hidden width of 1024, which quack's kernel takes; of 1365, the one of SIZES, it can copy no row.
 SUITING = SIZES | {"dim": 384, "n_heads": 3, "n_kv_heads": 3}

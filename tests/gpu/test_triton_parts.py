@@ -143,26 +143,40 @@ class TestAttention:
             pytest.skip("attention in eight bits is for Hopper")
 
     @pytest.mark.parametrize("pictures_tokens", [(1, 4160), (1, 1088), (2, 160), (1, 96), (1, 32), (1, 128)], ids=str)
-    def test_it_is_near_attention_in_fp32(self, pictures_tokens):
-        """Rounding queries, keys, values, weights and the answer to e4m3, each off by 2.6 %, gives 6 % together."""
+    def test_it_is_as_near_to_fp32_as_its_rounding_allows(self, pictures_tokens):
         pictures, tokens = pictures_tokens
-        heads_of = product(pictures, tokens, 3 * 3 * 128, shares=3, scaled=True)
-        arguments = (*norms(128), EPS, rotation(tokens, 128))
-        heads = [each.transpose(1, 2) for each in parts.turned_heads(in_fp32(heads_of), *arguments)]
-        expected = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        found = fp8_attention(heads_of, *arguments)
-        assert found.values.dtype == FP8
-        assert distance(restored(found), expected) < 0.075
+        self.compare(product(pictures, tokens, 3 * 3 * 128, shares=3, scaled=True))
 
     def test_values_may_grow_and_shrink_a_millionfold(self):
         """The sum so far is rescaled from block to block, up and down."""
-        tokens = 512
-        heads_of = product(1, tokens, 3 * 128, shares=3, scaled=True)
-        assert isinstance(heads_of, ScaledProduct)
-        growing = torch.logspace(-3, 3, tokens, device=CUDA)[None, :, None]
-        for order in (growing, growing.flip(1)):
-            scaled = heads_of._replace(rows=order.contiguous())
-            arguments = (*norms(128), EPS, rotation(tokens, 128))
-            heads = [each.transpose(1, 2) for each in parts.turned_heads(in_fp32(scaled), *arguments)]
-            expected = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-            assert distance(restored(fp8_attention(scaled, *arguments)), expected) < 0.075
+        heads_of = product(1, 512, 3 * 128, shares=3, scaled=True)
+        growing = torch.logspace(-3, 3, 512, device=CUDA)[None, :, None]
+        for rows in (growing, growing.flip(1)):
+            self.compare(heads_of._replace(rows=rows.contiguous()))
+
+    def compare(self, heads_of: Any) -> None:
+        arguments = (*norms(128), EPS, rotation(heads_of.values.shape[1], 128))
+        exact = parts.turned_heads(in_fp32(heads_of), *arguments)
+        expected = functional.scaled_dot_product_attention(*(each.transpose(1, 2) for each in exact))
+        expected = expected.transpose(1, 2).flatten(2)
+        found = fp8_attention(heads_of, *arguments)
+        assert found.values.dtype == FP8
+        assert distance(restored(found), expected) <= 1.1 * distance(emulated(*exact, *arguments[:2]), expected)
+
+
+def emulated(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, query_norm: torch.Tensor, key_norm: torch.Tensor
+) -> torch.Tensor:
+    """The same rounding in fp32 arithmetic, of (pictures, tokens, heads, 128) each: (pictures, tokens, heads * 128)."""
+
+    def rounded(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        return (values * (448 / largest)).to(FP8).float() * (largest / 448)
+
+    query, key = (rounded(heads, norm.abs().max() * 128**0.5) for heads, norm in ((query, query_norm), (key, key_norm)))
+    scores = torch.einsum("pqhd,pkhd->phqk", query, key) / 128**0.5
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    total = weights.sum(-1, keepdim=True)
+    blocks = [rounded(block, block.abs().amax((1, 3), keepdim=True)) for block in value.split(128, dim=1)]
+    shares = (weights * 256).to(FP8).float() / (256 * total)
+    answer = torch.einsum("phqk,pkhd->pqhd", shares, torch.cat(blocks, dim=1))
+    return rounded(answer, value.abs().amax((1, 2, 3), keepdim=True)).flatten(2)
