@@ -119,12 +119,13 @@ def test_the_cache_folder_is_the_users(monkeypatch, tmp_path, chosen, expected):
 def test_a_compile_cache_is_chosen_unless_the_person_chose_one(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.setenv("QUACK_CACHE_DIR", "/chosen")
-    for name in ("DIR", "ENABLED"):
-        monkeypatch.setenv(f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}", "")  # so that it is put back as it was
-        monkeypatch.delenv(f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}")
+    for name in ("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
     assert choose_compile_cache(tmp_path) == tmp_path
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
     assert os.environ["QUACK_CACHE_DIR"] == "/chosen"
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
     assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(tmp_path / "flash4")
     assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
     assert choose_compile_cache(tmp_path / "other") == tmp_path

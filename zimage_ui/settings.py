@@ -136,7 +136,7 @@ def user_cache_folder() -> Path:
 def choose_compile_cache(folder: Path) -> Path:
     """Let torch's and other compilers of kernels keep their work in `folder`, unless the person chose another one.
 
-    Triton's own follows Inductor's. To be called before they are imported: they look once.
+    To be called before they are imported: they look once.
 
     Returns:
         The folder where they keep it.
@@ -145,6 +145,8 @@ def choose_compile_cache(folder: Path) -> Path:
     if chosen:
         return Path(chosen)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    # Inductor tells Triton, but only when it compiles something itself, which may be after a kernel of ours.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     # Those of the extra `flash4`; each has its own way to be told.
     os.environ.setdefault("QUACK_CACHE_DIR", str(folder / "quack"))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash4"))

@@ -37,7 +37,7 @@ _SHIFT = 8  # of the weights: 2**8
 def _store_values(
     product: tl.tensor,
     row_scales: tl.tensor,
-    part_scales: tl.tensor,
+    share_scales: tl.tensor,
     stored: tl.tensor,
     scales: tl.tensor,
     tokens: tl.tensor,
@@ -55,7 +55,7 @@ def _store_values(
     there = token < tokens
     source = product + (token.to(tl.int64) * 3 + 2)[:, None] * (HEADS * HEAD_DIM) + column[None, :]
     values = tl.load(source, mask=there[:, None], other=0.0).to(tl.float32)
-    values *= (tl.load(row_scales + token, mask=there, other=0.0) * tl.load(part_scales + 2))[:, None]
+    values *= (tl.load(row_scales + token, mask=there, other=0.0) * tl.load(share_scales + 2))[:, None]
     scale = tl.maximum(tl.max(tl.max(tl.abs(values), 1), 0), _LEAST) / _MOST
     tl.store(scales + head * blocks + block, scale)
     target = block * KEYS + place
@@ -176,7 +176,7 @@ def fp8_attention(
     values = torch.empty(pictures, tokens, heads * head_dim, dtype=FP8, device=turned.device)
     scales = torch.empty(pictures, tokens, 1, dtype=torch.float32, device=turned.device)
     for picture in range(pictures):
-        of_picture = ScaledProduct(product.values[picture], product.rows[picture], product.parts)
+        of_picture = ScaledProduct(product.values[picture], product.rows[picture], product.shares)
         _attend_one(of_picture, turned[picture], query_norm, key_norm, values[picture], scales[picture])
     return QuantisedRows(values, scales)
 
@@ -196,7 +196,7 @@ def _attend_one(
     _store_values[(blocks, heads)](
         product.values,
         product.rows,
-        product.parts,
+        product.shares,
         stored,
         value_scales,
         tokens,

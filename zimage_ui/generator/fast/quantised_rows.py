@@ -36,12 +36,12 @@ class ScaledProduct(NamedTuple):
     Attributes:
         values: (..., outputs), in the model's dtype, but not fp16: sums of unscaled e4m3 leave its range.
         rows: (..., 1), fp32: the scale of each token.
-        parts: (parts,), fp32: the scales of equal shares of the outputs, such as queries, keys and values.
+        shares: (shares,), fp32: the scales of equal shares of the outputs, such as queries, keys and values.
     """
 
     values: torch.Tensor
     rows: torch.Tensor
-    parts: torch.Tensor
+    shares: torch.Tensor
 
 
 # What a matrix product reads, and what it answers.
@@ -72,8 +72,8 @@ def scaled(product: Product) -> torch.Tensor:
     """
     if isinstance(product, torch.Tensor):
         return product
-    shares = product.values.unflatten(-1, (len(product.parts), -1))
-    return shares.mul_((product.rows * product.parts)[..., None]).flatten(-2)
+    values = product.values.unflatten(-1, (len(product.shares), -1))
+    return values.mul_((product.rows * product.shares)[..., None]).flatten(-2)
 
 
 def joined(first: Activations, second: Activations) -> Activations:

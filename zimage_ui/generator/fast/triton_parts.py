@@ -47,7 +47,7 @@ def head_limit(norm: tl.tensor, HEAD_DIM: tl.constexpr) -> tl.tensor:
 def _turn_heads(
     product: tl.tensor,
     row_scales: tl.tensor,
-    part_scales: tl.tensor,
+    share_scales: tl.tensor,
     query_norm: tl.tensor,
     key_norm: tl.tensor,
     table: tl.tensor,
@@ -66,7 +66,7 @@ def _turn_heads(
     words: tl.constexpr = HEADS * PAIRS
     place, there = head * PAIRS + pair[None, :], head < HEADS
     word = tl.load(product + row * 3 * words + which * words + place, mask=there, other=0)
-    factor = _factor(row_scales, part_scales, row, which, SCALED)
+    factor = _factor(row_scales, share_scales, row, which, SCALED)
     even = (word << 16).to(tl.float32, bitcast=True) * factor
     odd = (word & -65536).to(tl.float32, bitcast=True) * factor
     unit = tl.rsqrt(tl.sum(even * even + odd * odd, 1) / (2 * PAIRS) + eps)[:, None]
@@ -119,7 +119,7 @@ def _add_and_norm(
     stream: tl.tensor,
     change: tl.tensor,
     row_scales: tl.tensor,
-    part_scales: tl.tensor,
+    share_scales: tl.tensor,
     gate: tl.tensor,
     scale: tl.tensor,
     added: tl.tensor,
@@ -138,7 +138,7 @@ def _add_and_norm(
     place = row * WIDTH + columns
     moved = tl.load(change + place, mask=mask, other=0.0).to(tl.float32)
     before = tl.load(stream + place, mask=mask, other=0.0).to(tl.float32)
-    moved = moved * _factor(row_scales, part_scales, row, 0, SCALED)
+    moved = moved * _factor(row_scales, share_scales, row, 0, SCALED)
     moved = moved * tl.rsqrt(tl.sum(moved * moved, 0) / WIDTH + eps) * tl.load(gate + columns, mask=mask, other=0.0)
     rounded = (before + moved).to(added.dtype.element_ty)
     tl.store(added + place, rounded, mask=mask)
@@ -176,7 +176,7 @@ def _gate(product: tl.tensor, target: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.
 def _gate_and_round(
     product: tl.tensor,
     row_scales: tl.tensor,
-    part_scales: tl.tensor,
+    share_scales: tl.tensor,
     target: tl.tensor,
     scales: tl.tensor,
     WIDTH: tl.constexpr,
@@ -186,8 +186,8 @@ def _gate_and_round(
     """A whole row of the same in eight bits; in two pieces, as 10,240 is far from a power of two."""
     row = tl.program_id(0).to(tl.int64)
     body, tail = tl.arange(0, BODY), BODY + tl.arange(0, TAIL)
-    gate_factor = _factor(row_scales, part_scales, row, 0, True)
-    up_factor = _factor(row_scales, part_scales, row, 1, True)
+    gate_factor = _factor(row_scales, share_scales, row, 0, True)
+    up_factor = _factor(row_scales, share_scales, row, 1, True)
     first = _gated(product, row, body, gate_factor, up_factor, WIDTH)
     second = _gated(product, row, tail, gate_factor, up_factor, WIDTH)
     largest = tl.maximum(tl.max(tl.abs(first), 0), tl.max(tl.abs(second), 0))
@@ -216,7 +216,7 @@ def turned_heads(
     query, key = turned.unbind(2)
     value = values.unflatten(-1, (3, -1, len(query_norm)))[:, :, 2]
     if isinstance(product, ScaledProduct):
-        value = torch.mul(value, (product.rows * product.parts[2])[..., None], out=torch.empty_like(value))
+        value = torch.mul(value, (product.rows * product.shares[2])[..., None], out=torch.empty_like(value))
     return query, key, value
 
 
@@ -292,7 +292,7 @@ def gated(product: Product, reader: Projection) -> Activations:
         body = triton.next_power_of_2(width) // 2
         tail = triton.next_power_of_2(width - body)
         options: dict[str, Any] = {"WIDTH": width, "BODY": body, "TAIL": tail, "num_warps": _HIDDEN_WARPS}
-        _gate_and_round[(rows,)](values, product.rows, product.parts, *written, **options)
+        _gate_and_round[(rows,)](values, product.rows, product.shares, *written, **options)
     else:
         grid = (rows, triton.cdiv(width, _GATE_BLOCK))
         _gate[grid](values, written[0], WIDTH=width, BLOCK=_GATE_BLOCK, num_warps=_ROW_WARPS)
@@ -315,7 +315,7 @@ def _values(product: Product) -> torch.Tensor:
 
 
 def _scales(product: Product) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    return (product.rows, product.parts) if isinstance(product, ScaledProduct) else (None, None)
+    return (product.rows, product.shares) if isinstance(product, ScaledProduct) else (None, None)
 
 
 def _activations(
