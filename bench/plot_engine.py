@@ -32,7 +32,10 @@ _SECTIONS = re.compile(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", re.DOT
 
 
 def svg(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One bar for each row of a summary, its stages one after the other, all on one scale of milliseconds."""
+    """One bar for each row of a summary, its stages one after the other, all on one scale of milliseconds.
+
+    Its colours are those of the page in its light scheme, and of the dark one where the reader prefers that.
+    """
     from zimage_ui.ui.theme import LIGHT, STAGE_COLOURS
 
     longest_ms = max(row["total_ms"] for row in rows)
@@ -52,6 +55,7 @@ def svg(rows: Sequence[Mapping[str, Any]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 16}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="13">\n'
         f"<title>Time from prompt to pixels by size and by who draws</title>\n"
+        f"<style>@media (prefers-color-scheme: dark) {{ {_dark_rules()} }}</style>\n"
         f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>\n{body}\n</svg>\n'
     )
 
@@ -157,6 +161,15 @@ def _told(name: str, call: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in call["versions"].items())
     gpu = machine["gpu"] or f"no GPU, {machine['cpu']}"
     return f"- {name}, commit {call.get('commit') or 'unknown'}: {gpu}; {versions}. `{call['command']}`"
+
+
+def _dark_rules() -> str:
+    """CSS that puts each dark colour in the place of its light one."""
+    from zimage_ui.ui.theme import DARK, LIGHT, STAGE_COLOURS
+
+    pairs = [(LIGHT[name], DARK[name]) for name in ("paper", "ink", "ink-soft")]
+    pairs += [(STAGE_COLOURS[stage]["light"], STAGE_COLOURS[stage]["dark"]) for stage in STAGES]
+    return " ".join(f'[fill="{light}"] {{ fill: {dark} }}' for light, dark in pairs)
 
 
 def _bar(row: Mapping[str, Any], y: int, scale: float, colours: Mapping[str, str], palette: Mapping[str, str]) -> str:

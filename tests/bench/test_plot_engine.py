@@ -1,4 +1,5 @@
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -6,6 +7,7 @@ from bench import plot_engine
 from bench.engine_summary import summary
 from tests.bench.test_engine_summary import PARTS
 from tests.bench.test_memory import PARTS as MEMORY_PARTS
+from zimage_ui.ui.theme import DARK, LIGHT, STAGE_COLOURS
 
 RESULT = {
     "calls": {
@@ -31,6 +33,16 @@ def test_the_plot_has_three_stages_a_row_to_scale():
     assert [round(width / widths[1], 2) for width in widths] == [round(200 / 1430, 2), 1.0, round(740 / 1430, 2)]
     texts = [each.text for each in root.iter(f"{space}text")]
     assert {"512 x 512", "1024 x 1024", "1430", "740 (1.93 x)"} <= set(texts)
+
+
+def test_every_colour_of_the_plot_has_a_dark_one():
+    plot = plot_engine.svg(RESULT["summary"]["rows"])
+    used = set(re.findall(r' fill="(#\w+)"', plot))
+    dark = dict(re.findall(r'\[fill="(#\w+)"\] { fill: (#\w+) }', plot))
+    assert used == set(dark) == {LIGHT["paper"], LIGHT["ink"], LIGHT["ink-soft"]} | {
+        STAGE_COLOURS[stage]["light"] for stage in plot_engine.STAGES
+    }
+    assert dark[LIGHT["ink"]] == DARK["ink"]
 
 
 def test_the_page_is_filled_between_its_marks_only():
@@ -108,4 +120,6 @@ def test_the_page_in_docs_is_what_the_stored_result_says():
     assert all(f"{part}: begin" in page for part in ("sizes", "bars", "precision", "memory", "runs"))
     result = plot_engine.read_result()
     assert plot_engine.filled(page, result, plot_engine.read_memory()) == page
-    assert (plot_engine.PLOT.is_file()) == bool(result and result["summary"]["rows"])
+    rows = (result or {}).get("summary", {}).get("rows")
+    assert plot_engine.PLOT.is_file() == bool(rows)
+    assert not rows or plot_engine.svg(rows) == plot_engine.PLOT.read_text("utf-8")
