@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Of the extra `flash4`, and installed only where there is a GPU for them.
 OPTIONAL = {"flash_attn": "flash-attn-4", "quack": "quack-kernels"}
+# torch's builds for NVIDIA GPUs bring it, in the one version that goes with them; other builds have none.
+COMES_WITH_TORCH = {"triton"}
 HEAVY = ("torch", "diffusers", "transformers", "gradio", "pynvml", "plotly")
 
 
@@ -63,9 +65,20 @@ def test_every_library_that_is_imported_is_declared():
     assert {"torch", "gradio", "fastapi"} <= foreign
     assert set(OPTIONAL.values()) <= optional
     undeclared = {
-        name for name in foreign - OPTIONAL.keys() if not declared & {canonical(found) for found in known.get(name, ())}
+        name
+        for name in foreign - OPTIONAL.keys() - COMES_WITH_TORCH
+        if not declared & {canonical(found) for found in known.get(name, ())}
     }
     assert undeclared == set()
+
+
+def test_the_engine_is_imported_without_what_not_every_torch_has():
+    modules = _modules_after("import zimage_ui.generator.engine")
+    assert "zimage_ui.generator.fast.parts" in modules
+    fast = ROOT / "zimage_ui" / "generator" / "fast"
+    of_triton = {path.stem for path in fast.glob("*.py") if re.search(r"^import triton$", path.read_text("utf-8"), re.M)}
+    assert of_triton
+    assert not {f"zimage_ui.generator.fast.{name}" for name in of_triton} & modules
 
 
 def distributions(lines: list[str]) -> set[str]:
