@@ -46,7 +46,8 @@ class Settings(BaseSettings):
     )
     precision: Precision = Field(
         Precision.EXACT,
-        description="Of matrix products: `exact`, or `fp8` (RTX 40 and later) or `int8` (RTX 20 and later), faster.",
+        description="Of matrix products: `exact`, or in half the memory `fp8` (RTX 40 and later; faster) or `int8` "
+        "(RTX 20 and later).",
     )
     output_dir: Path = Field(Path("outputs"), description="Where pictures go.")
     image_format: ImageFormat = Field(ImageFormat.PNG, description="`png`, `jpeg` or `webp`, unless a request says.")

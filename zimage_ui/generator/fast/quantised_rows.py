@@ -2,8 +2,8 @@
 
 A row is one token. The largest values of some tokens of this model are thousands of times larger than those of others
 (6.6e4 was seen), so one scale for all of them would round most to nothing. What a step calls of this is elementwise or
-a maximum along a row: a compiler makes it part of the kernel that computes the values, and eight bits are all that is
-written.
+a maximum along a row: a compiler makes it part of the kernel that computes the values, as kernels of our own do
+(`triton_parts`), and eight bits are all that is written.
 """
 
 from __future__ import annotations
