@@ -75,8 +75,8 @@ def test_every_library_that_is_imported_is_declared():
 def test_the_engine_is_imported_without_what_not_every_torch_has():
     modules = _modules_after("import zimage_ui.generator.engine")
     assert "zimage_ui.generator.fast.parts" in modules
-    fast = ROOT / "zimage_ui" / "generator" / "fast"
-    of_triton = {path.stem for path in fast.glob("*.py") if re.search(r"^import triton$", path.read_text("utf-8"), re.M)}
+    fast = (ROOT / "zimage_ui" / "generator" / "fast").glob("*.py")
+    of_triton = {path.stem for path in fast if re.search(r"^import triton$", path.read_text("utf-8"), re.M)}
     assert of_triton
     assert not {f"zimage_ui.generator.fast.{name}" for name in of_triton} & modules
 

@@ -39,9 +39,8 @@ def test_every_colour_of_the_plot_has_a_dark_one():
     plot = plot_engine.svg(RESULT["summary"]["rows"])
     used = set(re.findall(r' fill="(#\w+)"', plot))
     dark = dict(re.findall(r'\[fill="(#\w+)"\] { fill: (#\w+) }', plot))
-    assert used == set(dark) == {LIGHT["paper"], LIGHT["ink"], LIGHT["ink-soft"]} | {
-        STAGE_COLOURS[stage]["light"] for stage in plot_engine.STAGES
-    }
+    stages = {STAGE_COLOURS[stage]["light"] for stage in plot_engine.STAGES}
+    assert used == set(dark) == {LIGHT["paper"], LIGHT["ink"], LIGHT["ink-soft"]} | stages
     assert dark[LIGHT["ink"]] == DARK["ink"]
 
 

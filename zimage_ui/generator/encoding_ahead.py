@@ -2,8 +2,8 @@
 
 Worth its while only where the text encoder lives in host memory. There a new prompt costs one pass of 7 GB over the bus
 (0.2 s on an H100, more with slower buses), in which the device computes next to nothing; and while steps are computed,
-the bus carries nothing, unless layers of the transformer are streamed. An encoder that lives on the device takes 5 ms of
-a picture's 746, and would take them from the very steps that it ran beside: nothing is done ahead then.
+the bus carries nothing but streamed layers. An encoder that lives on the device takes 5 ms of a picture's 746, and
+would take them from the very steps that it ran beside: nothing is done ahead then.
 
 The thread that owns the device does it, a few layers at a time: after a step is enqueued that thread only waits, so it
 enqueues some layers on a second stream and goes back to waiting. No graph is replayed there (graphs share one pool of

@@ -112,7 +112,7 @@ class ModelSizes:
         return sum(outputs * inputs for outputs, inputs in self._matrices)
 
     def layer_bytes(self, itemsize: int, precision: Precision) -> int:
-        """What one layer's matrix products take; in eight bits with a scale of four bytes a row, of which FP8 has fewer."""
+        """What one layer's matrix products take; in eight bits with a scale of four bytes a row (FP8 needs fewer)."""
 
         def size_bytes(outputs: int, inputs: int) -> int:
             if precision is Precision.EXACT or outputs % EIGHT_BIT_MULTIPLE or inputs % EIGHT_BIT_MULTIPLE:
