@@ -9,6 +9,7 @@ from zimage_ui.request import Precision
 # The cards whose tensor cores were the first to multiply so.
 _FIRST_CARDS = {Precision.FP8: "Ada (RTX 40)", Precision.INT8: "Turing (RTX 20)"}
 _WHOLE_NAMES = {Precision.FP8: "FP8", Precision.INT8: "INT8"}
+_GAINS = {Precision.FP8: "faster, in half the memory", Precision.INT8: "in half the memory"}
 
 
 def check_precision(precision: Precision, device: Device) -> str:
@@ -20,7 +21,8 @@ def check_precision(precision: Precision, device: Device) -> str:
     if precision is Precision.EXACT:
         return f"matrix products in {choose_dtype(device).name}, as the stock pipeline computes them"
     if device.computes_in(precision):
-        return f"asked for: matrix products in {_WHOLE_NAMES[precision]} on {device.name}; faster, and not quite exact"
+        products = f"matrix products in {_WHOLE_NAMES[precision]} on {device.name}"
+        return f"asked for: {products}; {_GAINS[precision]}, and not quite exact"
     other = next((each for each in EIGHT_BIT_CAPABILITIES if device.computes_in(each)), None)
     hint = f"Set it to {Precision.EXACT}" + (f", or to {other}, which this card has." if other else ".")
     if device.capability is None:
