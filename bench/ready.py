@@ -1,12 +1,13 @@
 """A generator made ready and nothing else: `python -m bench.ready FOLDER [--mode exact]`.
 
 Prints "imported", "loaded", "ready" and "prepared" (all that the service prepares while it is idle) as it gets there;
-`bench.engine` reads the clock at these lines.
+`bench.engine` reads the clock at these lines. How long each part of the preparation took is logged to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from bench.players import MODES
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", choices=MODES, default=next(iter(MODES)))
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(relativeCreated)6d ms  %(message)s")
+    logging.getLogger("zimage_ui").setLevel(logging.INFO)
     from zimage_ui.generator.zimage import ZImageGenerator, import_engine
 
     import_engine()

@@ -28,6 +28,8 @@ _SIDE = 16
 _GRAINS = (16, 8, 4, 2, 1) * 2
 _EDGES = ("bilinear", "nearest-exact")
 _SEED = 0
+# Paintings that go through the VAE together: more than a picture of 256 x 256 would add to what a small card needs.
+_AT_ONCE = 4
 # Below this share of the paintings' variance, the encoder does not know what its decoder shows.
 _RECONSTRUCTS = 0.5
 # In units of the latents' variance, which a VAE's scaling factor sets to about 1: keeps a channel that the paintings
@@ -63,7 +65,7 @@ def fit_projection(vae: AutoencoderKL, device: torch.device, dtype: torch.dtype)
     """
     generator = torch.Generator("cpu").manual_seed(_SEED)
     paintings = _paintings(_SIDE * latent_scale(vae), generator)
-    latents = torch.cat([_encode(vae, painting, device, dtype) for painting in paintings.split(1)])
+    latents = torch.cat([_encode(vae, some, device, dtype) for some in paintings.split(_AT_ONCE)])
     decoded = _decode(vae, latents, device)
     if _explained(paintings, decoded) < _RECONSTRUCTS:
         latents = torch.randn(latents.shape, generator=generator)
@@ -88,14 +90,14 @@ def _paintings(side: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat(fields)
 
 
-def _encode(vae: AutoencoderKL, painting: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    encoded = vae.encode(to_device(painting.to(dtype), device)).latent_dist.mode()
+def _encode(vae: AutoencoderKL, paintings: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    encoded = vae.encode(to_device(paintings.to(dtype), device)).latent_dist.mode()
     return ((encoded.float() - vae.config.shift_factor) * vae.config.scaling_factor).cpu()
 
 
 def _decode(vae: AutoencoderKL, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
-    one_by_one = (decode_tensor(vae, to_device(one, device), tiled=False).float().cpu() for one in latents.split(1))
-    return torch.cat(list(one_by_one))
+    pieces = latents.split(_AT_ONCE)
+    return torch.cat([decode_tensor(vae, to_device(piece, device), tiled=False).float().cpu() for piece in pieces])
 
 
 def _rows(maps: torch.Tensor) -> torch.Tensor:
