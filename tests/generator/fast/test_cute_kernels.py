@@ -63,7 +63,7 @@ def test_neither_is_for_a_cpu_or_for_fp32(monkeypatch):
     monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
     assert not has_flash_attention_4(torch.bfloat16, torch.device("cpu"))
     assert not has_gated_product(weight_of(64, 32))
-    monkeypatch.setattr(cute_kernels, "_architecture", lambda device: 9)
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: 9)
     assert has_flash_attention_4(torch.bfloat16, torch.device("cuda"))
     assert not has_flash_attention_4(torch.float32, torch.device("cuda"))
     assert has_gated_product(weight_of(64, 32))
@@ -73,7 +73,7 @@ def test_neither_is_for_a_cpu_or_for_fp32(monkeypatch):
 @pytest.mark.parametrize(("architecture", "attends", "gates"), [(8, False, False), (9, True, True), (10, True, False)])
 def test_they_are_for_hopper(monkeypatch, architecture, attends, gates):
     monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
-    monkeypatch.setattr(cute_kernels, "_architecture", lambda device: architecture)
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: architecture)
     assert has_flash_attention_4(torch.bfloat16, torch.device("cuda")) is attends
     assert has_gated_product(weight_of(64, 32)) is gates
 
@@ -84,7 +84,7 @@ def test_they_are_for_hopper(monkeypatch, architecture, attends, gates):
 )
 def test_the_gate_is_for_rows_of_whole_copies(monkeypatch, outputs, inputs, fits):
     monkeypatch.setattr(cute_kernels, "_is_installed", lambda package, module: True)
-    monkeypatch.setattr(cute_kernels, "_architecture", lambda device: 9)
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: 9)
     assert has_gated_product(weight_of(outputs, inputs)) is fits
 
 

@@ -7,7 +7,6 @@ and the number of tokens, so it is measured, and remembered.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -21,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
-from zimage_ui.generator.fast.cute_kernels import has_flash_attention_4
+from zimage_ui.generator.fast.cute_kernels import HOPPER, architecture, has_flash_attention_4
+from zimage_ui.generator.fast.parts import has_triton
 from zimage_ui.generator.fast.timing import median_ms
 
 _log = logging.getLogger(__name__)
 
-_HOPPER = 9
 _FP8_HEAD_DIM = 128
 
 
@@ -89,9 +88,7 @@ def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[Non
 
 def has_fp8_attention(head_dim: int, device: torch.device) -> bool:
     """Whether `fp8_attention` serves here: on Hopper, where it is faster at every size, if there is Triton."""
-    if device.type != "cuda" or head_dim != _FP8_HEAD_DIM:
-        return False
-    return torch.cuda.get_device_capability(device)[0] == _HOPPER and importlib.util.find_spec("triton") is not None
+    return head_dim == _FP8_HEAD_DIM and architecture(device) == HOPPER and has_triton(device)
 
 
 def fastest_backend(

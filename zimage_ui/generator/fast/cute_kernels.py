@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-_HOPPER = 9
+# The architecture of H100 and H200.
+HOPPER = 9
 _DTYPES = (torch.bfloat16, torch.float16)
 _COPIED_VALUES = 8  # of 2 bytes, in the 16 that Hopper's copy engine moves at least
 
@@ -32,7 +33,7 @@ GATE_TILES = tuple(_TILES)
 
 def has_flash_attention_4(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether FlashAttention 4 is installed and takes `dtype` on `device`: Hopper or newer."""
-    return dtype in _DTYPES and _architecture(device) >= _HOPPER and _is_installed("flash_attn", "cute")
+    return dtype in _DTYPES and architecture(device) >= HOPPER and _is_installed("flash_attn", "cute")
 
 
 def has_gated_product(weight: torch.Tensor) -> bool:
@@ -42,7 +43,7 @@ def has_gated_product(weight: torch.Tensor) -> bool:
     """
     whole_copies = (weight.shape[0] // 2) % _COPIED_VALUES == 0 == weight.shape[1] % _COPIED_VALUES
     fits = weight.dtype in _DTYPES and whole_copies
-    return fits and _architecture(weight.device) == _HOPPER and _is_installed("quack", "gemm_interface")
+    return fits and architecture(weight.device) == HOPPER and _is_installed("quack", "gemm_interface")
 
 
 @torch.library.custom_op("zimage_ui::flash_attention_4", mutates_args=(), device_types="cuda")
@@ -101,11 +102,12 @@ def _configuration(tile: str) -> Any:
         pingpong=pingpong,
         cluster_m=2,
         is_dynamic_persistent=False,
-        device_capacity=_HOPPER,
+        device_capacity=HOPPER,
     )
 
 
-def _architecture(device: torch.device) -> int:
+def architecture(device: torch.device) -> int:
+    """The first number of a GPU's compute capability; 0 elsewhere."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 

@@ -88,7 +88,12 @@ def has_triton_parts(form: torch.dtype, dtype: torch.dtype, head_dim: int, devic
         device: that computes.
     """
     fits = form in (torch.bfloat16, torch.float8_e4m3fn) and dtype == torch.bfloat16 and head_dim.bit_count() == 1
-    return fits and device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return fits and has_triton(device)
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton, which comes with torch's builds for GPUs, can make kernels for `device`."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def turned_heads(

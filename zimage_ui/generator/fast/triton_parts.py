@@ -21,8 +21,9 @@ from zimage_ui.generator.fast.projections import Projection
 from zimage_ui.generator.fast.quantised_rows import LIMITS, SMALLEST, Activations, Product, QuantisedRows, ScaledProduct
 
 FP8 = torch.float8_e4m3fn
-_MOST = tl.constexpr(LIMITS[FP8])
-_LEAST = tl.constexpr(SMALLEST)
+# What rounding to eight bits makes of the largest of a row, and the least that it is taken for.
+MOST = tl.constexpr(LIMITS[FP8])
+LEAST = tl.constexpr(SMALLEST)
 # Warps of a program that holds a row.
 _ROW_WARPS, _HIDDEN_WARPS = 8, 16
 _GATE_BLOCK = 2048
@@ -78,7 +79,7 @@ def _turn_heads(
     first, second = even * cosine - odd * sine, odd * cosine + even * sine
     target = turned + row * 2 * words + which * words + place
     if EIGHT_BIT:
-        most = _MOST / head_limit(norm, 2 * PAIRS)
+        most = MOST / head_limit(norm, 2 * PAIRS)
         # Both by one instruction. Rounded apart and put together, Triton 3.6 gives wrong values.
         both = tl.inline_asm_elementwise(
             "cvt.rn.satfinite.e4m3x2.f32 $0, $2, $1;",
@@ -108,7 +109,7 @@ def _write(
 ) -> None:
     """One row, in eight bits with a scale of its own, or as it is."""
     if EIGHT_BIT:
-        scale = tl.maximum(tl.max(tl.abs(values), 0), _LEAST) / _MOST
+        scale = tl.maximum(tl.max(tl.abs(values), 0), LEAST) / MOST
         tl.store(scales + row, scale)
         values = values / scale
     tl.store(target + row * width + columns, values.to(target.dtype.element_ty), mask=mask)
@@ -191,7 +192,7 @@ def _gate_and_round(
     first = _gated(product, row, body, gate_factor, up_factor, WIDTH)
     second = _gated(product, row, tail, gate_factor, up_factor, WIDTH)
     largest = tl.maximum(tl.max(tl.abs(first), 0), tl.max(tl.abs(second), 0))
-    scale = tl.maximum(largest, _LEAST) / _MOST
+    scale = tl.maximum(largest, LEAST) / MOST
     tl.store(scales + row, scale)
     place = target + row * WIDTH
     tl.store(place + body, (first / scale).to(target.dtype.element_ty), mask=body < WIDTH)
