@@ -76,7 +76,7 @@ def test_where_something_is_recorded_the_default_size_alone_is_prepared_before_i
     for tokens in (32, 64):
         assert engine.is_prepared(PictureShape(96, 64, tokens))
         assert not engine.is_prepared(PictureShape(64, 64, tokens))
-    assert made == [(PictureShape(96, 64, 32), 5)]  # two lengths of prompts, two of captions, one size of pictures
+    assert made == [(PictureShape(96, 64, 32), 7)]  # encoding, refining and a step for two lengths, decoding
     assert [report.detail for report in heard][1:3] == [
         f"prepared for 96 x 64 and prompts of up to {tokens} tokens" for tokens in (32, 64)
     ]

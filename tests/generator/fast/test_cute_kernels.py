@@ -6,7 +6,13 @@ import torch
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attention import attention
 from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
-from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
+from zimage_ui.generator.fast.cute_kernels import (
+    GATE_TILES,
+    PRODUCT_TILES,
+    has_flash_attention_4,
+    has_gated_product,
+    has_tiled_product,
+)
 from zimage_ui.generator.fast.modulation import plain_rows
 from zimage_ui.generator.fast.parts import norm
 from zimage_ui.generator.fast.rotary import caption_positions, rotation_table
@@ -50,9 +56,11 @@ def test_the_answer_is_told_before_it_is_computed(noise):
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         attended = cute_kernels.flash_attention_4(query[:, :5], key, value)
         gated = cute_kernels.gated_product(noise(2, 12, 8), weight, GATE_TILES[0])
+        plain = cute_kernels.tiled_product(noise(2, 12, 8), weight, PRODUCT_TILES[0])
     assert attended.shape == (2, 5, 4, 16)
     assert attended.is_contiguous()
     assert gated.shape == (2, 12, 10)
+    assert plain.shape == (2, 12, 20)
 
 
 def weight_of(outputs, inputs):
@@ -68,6 +76,9 @@ def test_neither_is_for_a_cpu_or_for_fp32(monkeypatch):
     assert not has_flash_attention_4(torch.float32, torch.device("cuda"))
     assert has_gated_product(weight_of(64, 32))
     assert not has_gated_product(weight_of(64, 32).float())
+    assert has_tiled_product(weight_of(4, 32))
+    assert not has_tiled_product(weight_of(2, 32))
+    assert not has_tiled_product(weight_of(4, 32).float())
 
 
 @pytest.mark.parametrize(("architecture", "attends", "gates"), [(8, False, False), (9, True, True), (10, True, False)])

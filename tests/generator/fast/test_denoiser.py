@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
+from zimage_ui.generator.fast import denoiser
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
+from zimage_ui.generator.fast.product_kernels import ProductKernels
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import EAGER
 from zimage_ui.generator.sampling import StockDenoiser, make_schedule, sample
@@ -146,7 +148,7 @@ class TestPreparation:
         for seed in (1, 2):
             ours, stock = both(transformer, fast, noise(1, 16, 8, 8, seed=seed), [noise(9 * seed, 24, seed=seed)])
             assert distance(ours, stock) < 1e-5
-        assert recorder.recorded == 1
+        assert recorder.recorded == 2  # the pass and its caption
 
     @pytest.mark.parametrize("tokens", [(14, 20), (14, 70)])
     def test_guidance_uses_what_is_prepared(self, transformer, fast, noise, distance, tokens, monkeypatch):
@@ -172,7 +174,7 @@ class TestPreparation:
         fast.prepare(self.SHAPE)
         ours, stock = both(transformer, fast, noise(1, 16, 8, 10), [noise(9, 24)])
         assert distance(ours, stock) < 1e-5
-        assert recorder.recorded == 1
+        assert recorder.recorded == 2  # the pass and its caption
 
     def test_what_was_not_used_for_longest_is_dropped(self, fast, monkeypatch):
         shapes = [DenoiserShape(4, 4 + 2 * place, 32) for place in range(25)]
@@ -196,7 +198,29 @@ class TestPreparation:
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert fast.prepare(self.SHAPE)
         assert "no compiler here" in caplog.text
-        assert recorder.recorded == 1
+        assert recorder.recorded == 2  # the pass and its caption
+
+    def test_kernels_are_chosen_ahead_and_not_where_they_are_known(self, transformer, recorder, monkeypatch):
+        asked = []
+        monkeypatch.setattr(denoiser, "fastest_products", lambda products, tokens: asked.append(tokens))
+        monkeypatch.setattr(denoiser, "fastest_gate_tile", lambda *_: None)
+        monkeypatch.setattr(denoiser, "USUAL_PRODUCTS", ProductKernels("of a compiled pass"))
+        ways = [lambda: EAGER._replace(triton=True), lambda: EAGER]
+        fast = FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=ways)
+        fast.choose_kernels(self.SHAPE)
+        assert asked == [16 + 16 + 32]
+        assert recorder.recorded == 0
+        assert fast.prepare(self.SHAPE)
+        fast.choose_kernels(self.SHAPE)
+        assert len(asked) == 2
+
+    def test_choosing_ahead_may_fail(self, transformer, recorder, caplog):
+        def broken():
+            raise RuntimeError("no compiler here")
+
+        fast = FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=[broken])
+        fast.choose_kernels(self.SHAPE)
+        assert "no compiler here" in caplog.text
 
     def test_where_every_way_fails_the_picture_is_made_all_the_same(self, transformer, noise, distance, caplog):
         class Broken:

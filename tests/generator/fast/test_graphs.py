@@ -1,6 +1,8 @@
 """Recorded functions, with a recorder that replays by running again; and those that a part of a model keeps."""
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -39,6 +41,32 @@ def test_the_examples_are_left_alone():
 def test_views_can_be_examples_and_arguments():
     recorded = RecordedFunction(lambda a: a + 1, (torch.zeros(1, 3).expand(2, 3),), ReplayingRecorder())
     assert torch.equal(recorded(torch.ones(1, 3).expand(2, 3)), torch.full((2, 3), 2.0))
+
+
+def test_what_a_recording_reads_lives_as_long_as_it_does():
+    """A graph has addresses, and no hold on what lies there."""
+
+    class Table:
+        values = torch.ones(3)
+
+        def add_to(self, a):
+            return a + self.values
+
+    class Graph:
+        """Replays without a hold on what it recorded."""
+
+        def record(self, work):
+            return lambda: None, work()
+
+    table = Table()
+    alive = weakref.ref(table)
+    recorded = RecordedFunction(table.add_to, (torch.zeros(3),), Graph())
+    del table
+    gc.collect()
+    assert alive() is not None
+    del recorded
+    gc.collect()
+    assert alive() is None
 
 
 def test_another_size_is_refused(doubled):

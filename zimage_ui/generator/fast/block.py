@@ -17,6 +17,7 @@ from zimage_ui.generator.fast.attention import attention
 from zimage_ui.generator.fast.gate import gated
 from zimage_ui.generator.fast.lossy_projections import lossy_projections
 from zimage_ui.generator.fast.parts import parts_by
+from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, ProductKernels, multiplied
 from zimage_ui.generator.fast.projections import BlockProjections, block_projections
 from zimage_ui.generator.fast.quantised_rows import Activations, Product, QuantisedRows, ScaledProduct
 from zimage_ui.request import Precision
@@ -49,12 +50,14 @@ class BlockKernels(NamedTuple):
         gate_tile: the kernel of the gated product (`gate.gated`); None is the projection's own.
         triton: what lies between the products by `triton_parts`, not by `parts`.
         fp8_attention: attention in eight bits, of products in eight bits; with `triton` only.
+        products: the kernels of the plain products.
     """
 
     flash_attention_4: bool = False
     gate_tile: str | None = None
     triton: bool = False
     fp8_attention: bool = False
+    products: ProductKernels = USUAL_PRODUCTS
 
 
 USUAL_KERNELS = BlockKernels()
@@ -108,12 +111,15 @@ def run_block(
         it: all blocks are of one kind. Both of the kept tokens.
     """
     after_attention, before_feed_forward, after_feed_forward, before_next = rows.unbind(0)
-    products, parts, eps = weights.projections, parts_by(triton=kernels.triton), weights.eps
-    change = products.output(_attended(products.query_key_value(normed), weights, rotary, kept_tokens, kernels))
+    products, parts, eps, by = weights.projections, parts_by(triton=kernels.triton), weights.eps, kernels.products
+    attended = _attended(
+        multiplied(products.query_key_value, normed, by.query_key_value), weights, rotary, kept_tokens, kernels
+    )
+    change = multiplied(products.output, attended, by.output)
     stream, between = parts.add_and_norm(
         stream[:, :kept_tokens], change, after_attention, before_feed_forward, eps, products.gate_up
     )
-    change = products.down(gated(products, between, parts, kernels.gate_tile))
+    change = multiplied(products.down, gated(products, between, parts, kernels.gate_tile, by.gate_up), by.down)
     return parts.add_and_norm(stream, change, after_feed_forward, before_next, eps, products.query_key_value)
 
 

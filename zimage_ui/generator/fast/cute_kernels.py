@@ -1,4 +1,4 @@
-"""Kernels of two optional libraries: FlashAttention 4's attention and quack's gated product (the extra `flash4`).
+"""Kernels of two optional libraries: FlashAttention 4's attention and quack's matrix products (the extra `flash4`).
 
 Each is an operator of torch here, so a compiler takes it as a whole. Both libraries launch on torch's current stream
 and wait for nothing, so a CUDA graph records them. They compile a kernel at its first call, in one or two seconds and
@@ -26,9 +26,17 @@ class _Tile(NamedTuple):
     pingpong: bool
 
 
-_TILES = {"128x192": _Tile(128, 192, True), "128x256": _Tile(128, 256, False), "256x128": _Tile(256, 128, False)}
+_TILES = {
+    "128x192": _Tile(128, 192, True),
+    "128x256": _Tile(128, 256, False),
+    "256x128": _Tile(256, 128, False),
+    "192x192": _Tile(192, 192, False),
+}
 # The kernels of the gated product, by name: which is the fastest depends on the number of tokens.
-GATE_TILES = tuple(_TILES)
+GATE_TILES = ("128x192", "128x256", "256x128")
+# Those of the plain product that are a match for CUDA's own library anywhere: 1088 tokens are 120 of these tiles in
+# 3840 columns, one for nearly each of an H100's 132 processors.
+PRODUCT_TILES = ("192x192",)
 
 
 def has_flash_attention_4(dtype: torch.dtype, device: torch.device) -> bool:
@@ -41,9 +49,12 @@ def has_gated_product(weight: torch.Tensor) -> bool:
 
     On Hopper alone, whose tiles they are; and its copy engine begins and ends rows at multiples of 16 bytes only.
     """
-    whole_copies = (weight.shape[0] // 2) % _COPIED_VALUES == 0 == weight.shape[1] % _COPIED_VALUES
-    fits = weight.dtype in _DTYPES and whole_copies
-    return fits and architecture(weight.device) == HOPPER and _is_installed("quack", "gemm_interface")
+    return _has_quack_for(weight, weight.shape[0] // 2)
+
+
+def has_tiled_product(weight: torch.Tensor) -> bool:
+    """Whether quack is installed and `PRODUCT_TILES` take `weight`; see `has_gated_product`."""
+    return _has_quack_for(weight, weight.shape[0])
 
 
 @torch.library.custom_op("zimage_ui::flash_attention_4", mutates_args=(), device_types="cuda")
@@ -91,6 +102,22 @@ def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
     return values.new_empty((*values.shape[:-1], weight.shape[0] // 2))
 
 
+@torch.library.custom_op("zimage_ui::tiled_product", mutates_args=(), device_types="cuda")
+def tiled_product(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
+    """`values` (..., inputs) times `weight` (outputs, inputs), (..., outputs), in tiles of `PRODUCT_TILES`."""
+    from quack.gemm_interface import gemm_act
+
+    _, product = gemm_act(
+        values.flatten(0, -2), weight.t(), activation=None, store_preact=False, tuned=False, config=_configuration(tile)
+    )
+    return product.view(*values.shape[:-1], -1)
+
+
+@tiled_product.register_fake
+def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
+    return values.new_empty((*values.shape[:-1], weight.shape[0]))
+
+
 @cache  # quack knows a configuration again by its identity
 def _configuration(tile: str) -> Any:
     from quack.gemm_config import GemmConfig
@@ -109,6 +136,12 @@ def _configuration(tile: str) -> Any:
 def architecture(device: torch.device) -> int:
     """The first number of a GPU's compute capability; 0 elsewhere."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def _has_quack_for(weight: torch.Tensor, outputs: int) -> bool:
+    whole_copies = outputs % _COPIED_VALUES == 0 == weight.shape[1] % _COPIED_VALUES
+    fits = weight.dtype in _DTYPES and whole_copies
+    return fits and architecture(weight.device) == HOPPER and _is_installed("quack", "gemm_interface")
 
 
 @cache

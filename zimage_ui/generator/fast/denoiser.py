@@ -18,11 +18,13 @@ import torch
 
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import AttentionBackend, fastest_backend, has_fp8_attention
+from zimage_ui.generator.fast.captions import Captions
 from zimage_ui.generator.fast.compiled_step import compiled_ends, compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.parts import has_triton_parts
+from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, fastest_products
 from zimage_ui.generator.fast.recently_used import RecentlyUsed
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.rounding import RoundedBlocks
@@ -94,8 +96,10 @@ class FastTransformer:
         self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
         self._ways = self._usual_ways() if ways is None else tuple(ways)
         self._trusts_triton = False
-        self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder or recorders_for(device))
+        make_recorder = make_recorder or recorders_for(device)
+        self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder)
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
+        self._captions = Captions(self.network, self._embedder, device, dtype, make_recorder)
 
     @torch.inference_mode()
     def denoiser(
@@ -130,9 +134,17 @@ class FastTransformer:
         Returns:
             Whether it is prepared.
         """
-        return any(
-            self._passes.prepare(shape, partial(self._record, shape, way), f"denoising {shape}") for way in self._ways
-        )
+        for way in self._ways:
+            if self._passes.prepare(shape, partial(self._record, shape, way), f"denoising {shape}"):
+                if not self.network.layers.streamed:  # what is saved hides behind the copies, too, and memory is scarce
+                    self._captions.prepare(shape.caption_tokens)
+                return True
+        return False
+
+    def choose_kernels(self, shape: DenoiserShape) -> None:
+        """Measure what `shape` is denoised by the fastest, so that `prepare` is short; nothing where that is known."""
+        if self._passes.can_record and shape not in self._passes:
+            attempt(lambda: self._plan(shape, self._ways[0]()), f"kernels for {shape} are not chosen ahead")
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""
@@ -145,7 +157,8 @@ class FastTransformer:
             Whether anything was recorded, so that there is more memory now.
         """
         self._rotaries.clear()
-        return self._passes.release()
+        held_memory = [prepared.release() for prepared in (self._passes, self._captions)]
+        return any(held_memory)
 
     def stream(self, layers: int) -> None:
         """Let so many of the main layers live on the host; what was prepared is dropped if that moves any.
@@ -159,11 +172,7 @@ class FastTransformer:
 
     def _record(self, shape: DenoiserShape, way: Callable[[], StepFunctions], recorder: Recorder) -> StepPass:
         functions = way()
-        attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
-        backend = self._backend(functions) or fastest_backend(attention_shape, self._dtype, self._device)
-        products = self.network.refiner[0].projections  # like all others, and never streamed
-        gate_tile = fastest_gate_tile(products, shape.pictures * shape.tokens, functions.parts)
-        plan = PassPlan(shape, self._rotary(shape), backend, functions, gate_tile)
+        plan = self._plan(shape, functions)
         velocity, examples = partial(self.network.velocity, plan), self._examples(shape)
         if self.network.layers.streamed:
             # Not as a graph: the round of the slots goes on from pass to pass, and launching hides behind the copies.
@@ -173,6 +182,17 @@ class FastTransformer:
             run = RecordedFunction(velocity, examples, recorder)
         self._trusts_triton |= functions.triton
         return run
+
+    def _plan(self, shape: DenoiserShape, functions: StepFunctions) -> PassPlan:
+        """The fastest pass of `functions`."""
+        attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
+        backend = self._backend(functions) or fastest_backend(attention_shape, self._dtype, self._device)
+        products = self.network.refiner[0].projections  # like all others, and never streamed
+        tokens = shape.pictures * shape.tokens
+        # A compiler takes no product but torch's.
+        by = fastest_products(products, tokens) if functions.triton else USUAL_PRODUCTS
+        gate_tile = fastest_gate_tile(products, tokens, functions.parts, by.gate_up)
+        return PassPlan(shape, self._rotary(shape), backend, functions, gate_tile, by)
 
     def _usual_ways(self) -> tuple[Callable[[], StepFunctions], ...]:
         form, head_dim = self.network.form, self.network.heads_shape[1]
@@ -194,7 +214,7 @@ class FastTransformer:
 
     def _pass_with(self, shape: DenoiserShape, prompt_embeds: torch.Tensor) -> VelocityPass:
         """The pass for latents of `shape` with its caption, through what is prepared if anything is."""
-        captions = self.network.refine(prompt_embeds.to(self._dtype)).expand(shape.pictures, -1, -1)
+        captions = self._captions.refined(prompt_embeds).expand(shape.pictures, -1, -1)
         shape = replace(shape, caption_tokens=captions.shape[1])
         run = self._passes.get(shape) or self._unprepared_pass(shape)
         return lambda latents, rows: run(latents, rows, captions)

@@ -18,6 +18,7 @@ from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_gated_product
 from zimage_ui.generator.fast.parts import Parts
+from zimage_ui.generator.fast.product_kernels import multiplied
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
 from zimage_ui.generator.fast.quantised_rows import Activations
 from zimage_ui.generator.fast.timing import median_ms
@@ -26,42 +27,51 @@ from zimage_ui.generator.fast.timing import median_ms
 PLAIN = "plain"
 
 
-def gated(products: BlockProjections, activations: Activations, parts: Parts, tile: str | None = None) -> Activations:
+def gated(
+    products: BlockProjections,
+    activations: Activations,
+    parts: Parts,
+    tile: str | None = None,
+    kernel: str | None = None,
+) -> Activations:
     """`silu(gate) * up` of what `products.gate_up` says of `activations`, as `products.down` reads it.
 
     Args:
         products: of a block.
         activations: (..., inputs), as `gate_up` reads them.
         parts: computes the gate after a plain product.
-        tile: quack's kernel for a plain matrix; None is the projection's own product.
+        tile: quack's kernel for a plain matrix; None is a product and then the gate.
+        kernel: of that product (`product_kernels`); None is the projection's own.
     """
     gate_up = products.gate_up
     if tile is not None and isinstance(gate_up, PlainProjection) and isinstance(activations, torch.Tensor):
         return parts.read(cute_kernels.gated_product(activations, gate_up.weight, tile), products.down)
-    return parts.gated(gate_up(activations), products.down)
+    return parts.gated(multiplied(gate_up, activations, kernel), products.down)
 
 
-def fastest_gate_tile(products: BlockProjections, tokens: int, parts: Parts) -> str | None:
-    """The tile of quack's kernel that is fastest for so many tokens; None where the projection's own product is."""
+def fastest_gate_tile(products: BlockProjections, tokens: int, parts: Parts, kernel: str | None = None) -> str | None:
+    """The tile of quack's kernel fastest for so many tokens; None where a product by `kernel`, then a gate are."""
     gate_up = products.gate_up
     if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight):
         return None
     weight = gate_up.weight
     plainly = "compiled" if parts is torch_parts else "by our own kernel"
+    plainly += f" after {kernel}" if kernel else ""
     sizes = f"{weight.shape[1]} to {weight.shape[0] // 2}"
     question = f"gated product of {tokens} tokens, {sizes}, {weight.dtype}, {PLAIN} {plainly}"
-    measure = partial(gate_times_ms, products, tokens, parts)
+    measure = partial(gate_times_ms, products, tokens, parts, kernel)
     chosen = kernel_choices().choose(question, (PLAIN, *GATE_TILES), measure, weight.device)
     return chosen if chosen != PLAIN else None
 
 
-def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts) -> dict[str, float]:
+def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts, kernel: str | None = None) -> dict[str, float]:
     """The time of the `PLAIN` way, by `parts`, and of each tile of quack's kernel that works, in ms.
 
     Args:
         products: of a block, plain.
         tokens: of all pictures.
         parts: computes the gate of the `PLAIN` way, and is compiled for it unless it has kernels of its own.
+        kernel: of its product.
 
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
@@ -70,9 +80,9 @@ def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts) -> dict
     weight = products.gate_up.weight
     values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
     plain = compiled_as_they_come(gated) if parts is torch_parts else gated
-    times_ms = {PLAIN: median_ms(partial(plain, products, values, parts), weight.device)}
+    times_ms = {PLAIN: median_ms(partial(plain, products, values, parts, kernel=kernel), weight.device)}
     for tile in GATE_TILES:
-        timed = partial(median_ms, partial(gated, products, values, parts, tile), weight.device)
+        timed = partial(median_ms, partial(gated, products, values, parts, tile, kernel=kernel), weight.device)
         taken = attempt(timed, f"quack's gated product by {tile} is left out", but=(torch.OutOfMemoryError,))
         if taken is not None:
             times_ms[tile] = taken

@@ -101,6 +101,7 @@ class RecordedFunction:
     def __init__(
         self, function: Callable[..., torch.Tensor], examples: tuple[torch.Tensor, ...], recorder: Recorder
     ) -> None:
+        self._function = function  # and with it all that the recording reads, such as tables
         self._inputs = tuple(example.clone(memory_format=torch.contiguous_format) for example in examples)
         self._replay, self._answer = recorder.record(lambda: function(*self._inputs))
 

@@ -40,6 +40,11 @@ def shape_rotary(embedder: RopeEmbedder, shape: DenoiserShape, device: torch.dev
     )
 
 
+def caption_rotary(embedder: RopeEmbedder, caption_tokens: int, device: torch.device) -> torch.Tensor:
+    """The table of a caption alone, on `device`."""
+    return rotation_table(embedder, caption_positions(caption_tokens), device)
+
+
 def caption_positions(caption_tokens: int) -> torch.Tensor:
     """(tokens, 3): captions run along the first axis from 1, padding included."""
     return _grid(range(1, 1 + caption_tokens), range(1), range(1))

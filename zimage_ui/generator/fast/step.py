@@ -18,11 +18,12 @@ from zimage_ui.generator.fast.block import BlockKernels, BlockWeights, block_wei
 from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
 from zimage_ui.generator.fast.parts import Parts, norm, parts_by
 from zimage_ui.generator.fast.patches import from_patches, to_patches
+from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, ProductKernels
 from zimage_ui.generator.fast.projections import Projection, packed, packing_pays
 from zimage_ui.generator.fast.quantised_rows import Activations, joined
-from zimage_ui.generator.fast.rotary import Rotary, caption_positions, rotation_table
+from zimage_ui.generator.fast.rotary import Rotary
 from zimage_ui.generator.fast.rounding import RoundedBlocks
-from zimage_ui.generator.fast.shapes import PATCH_KEY, TOKEN_MULTIPLE, DenoiserShape, padded
+from zimage_ui.generator.fast.shapes import PATCH_KEY, TOKEN_MULTIPLE, DenoiserShape
 from zimage_ui.generator.fast.slots import Transfer
 from zimage_ui.generator.fast.streaming import StreamedLayers
 from zimage_ui.request import Precision
@@ -108,6 +109,7 @@ class PassPlan:
         backend: of the attention; None leaves it to torch.
         functions: what it is made of.
         gate_tile: of the gated product's kernel; None is the plain product (`gate.fastest_gate_tile`).
+        products: the kernels of the plain products (`product_kernels.fastest_products`).
     """
 
     shape: DenoiserShape
@@ -115,6 +117,7 @@ class PassPlan:
     backend: AttentionBackend | None = None
     functions: StepFunctions = EAGER
     gate_tile: str | None = None
+    products: ProductKernels = USUAL_PRODUCTS
 
     @property
     def kernels(self) -> BlockKernels:
@@ -124,6 +127,7 @@ class PassPlan:
             self.gate_tile,
             self.functions.triton,
             self.backend is AttentionBackend.FP8,
+            self.products,
         )
 
 
@@ -188,25 +192,39 @@ class StepNetwork:
         return self._transformer.dim
 
     @property
+    def caption_features(self) -> int:
+        """Values of one token of a prompt, as the text encoder leaves it."""
+        return int(self._transformer.config.cap_feat_dim)
+
+    @property
     def row_count(self) -> int:
         """Rows of modulation that a pass reads."""
         return ROWS_A_BLOCK * (len(self.refiner) + len(self.layers)) + 1
 
-    def refine(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        """The caption (1, padded tokens, dim) that the main layers read, from (tokens, features) of the text encoder.
+    def refine(
+        self, rotary: torch.Tensor, prompt_embeds: torch.Tensor, is_real: torch.Tensor, *, triton: bool = False
+    ) -> torch.Tensor:
+        """The caption as the main layers read it, which no step changes.
 
-        No step changes it.
+        Static, as a pass is: how many tokens the prompt has comes in as a tensor.
+
+        Args:
+            rotary: the rotation of each token (`caption_rotary`).
+            prompt_embeds: (padded tokens, features) of the text encoder, anything behind the prompt's own.
+            is_real: (padded tokens, 1), whether a token is the prompt's.
+            triton: what lies between the products of a block by `triton_parts`.
+
+        Returns:
+            (1, padded tokens, dim).
         """
-        model = self._transformer
-        tokens = model.cap_embedder(prompt_embeds)
-        missing = padded(len(tokens)) - len(tokens)
-        tokens = torch.cat((tokens, model.cap_pad_token.expand(missing, -1)))[None]
-        rotary = rotation_table(model.rope_embedder, caption_positions(tokens.shape[1]), tokens.device)
+        model, reader = self._transformer, self.context[0].projections.query_key_value
+        tokens = torch.where(is_real, model.cap_embedder(prompt_embeds), model.cap_pad_token)[None]
         # A block norms for its follower, too: the rows run on from block to block.
         rows = torch.cat((*self._context_rows, torch.ones_like(self._context_rows[0][:1])))
-        normed = self.context[0].projections.query_key_value.read(norm(tokens, rows[0], self.context[0].eps))
+        normed = reader.read(norm(tokens, rows[0], self.context[0].eps))
+        kernels = BlockKernels(triton=triton)
         for weights, block_rows in zip(self.context, _windows(rows), strict=True):
-            tokens, normed = run_block(tokens, normed, weights, block_rows, rotary)
+            tokens, normed = run_block(tokens, normed, weights, block_rows, rotary, kernels=kernels)
         return tokens
 
     def velocity(

@@ -1,0 +1,125 @@
+"""The choice of kernels for plain products, with kernels that stand in for those of a GPU's libraries."""
+
+import pytest
+import torch
+
+from tests.generator.fast.conftest import random_transformer
+from zimage_ui.generator.fast import product_kernels
+from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
+from zimage_ui.generator.fast.choices import Choices
+from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES
+from zimage_ui.generator.fast.lossy_projections import lossy
+from zimage_ui.generator.fast.modulation import plain_rows
+from zimage_ui.generator.fast.parts import norm
+from zimage_ui.generator.fast.product_kernels import (
+    USUAL,
+    ProductKernels,
+    fastest_products,
+    multiplied,
+    product_times_ms,
+)
+from zimage_ui.generator.fast.projections import block_projections, packed
+from zimage_ui.generator.fast.rotary import caption_rotary
+from zimage_ui.request import Precision
+
+pytestmark = pytest.mark.model
+
+FIRST, SECOND = "cublasLt tile 1", "cublasLt tile 2"
+
+
+@pytest.fixture
+def block():
+    return random_transformer(n_layers=1).context_refiner[0]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Kernels for a CPU; keeps those that were asked for."""
+    calls = []
+
+    def product(values, weight, kernel):
+        calls.append(kernel)
+        return values @ weight.t() if kernel in (FIRST, SECOND) else None
+
+    def tiled_product(values, weight, tile):
+        calls.append(tile)
+        return values @ weight.t()
+
+    monkeypatch.setattr(product_kernels.cublaslt, "product", product)
+    monkeypatch.setattr(product_kernels.cublaslt, "kernel_names", lambda tokens, weight: (FIRST, SECOND))
+    monkeypatch.setattr(product_kernels.cute_kernels, "tiled_product", tiled_product)
+    monkeypatch.setattr(product_kernels, "has_tiled_product", lambda weight: True)
+    choices = Choices()
+    monkeypatch.setattr(product_kernels, "kernel_choices", lambda: choices)
+    return calls
+
+
+def timed(monkeypatch, times_ms):
+    """Let a kernel take what `times_ms` says, by its name; what is missing there fails."""
+
+    def median_ms(run, device):
+        run()
+        return times_ms[run.args[-1] or USUAL]
+
+    monkeypatch.setattr(product_kernels, "median_ms", median_ms)
+
+
+def test_every_kernel_computes_the_product(block, noise, asked):
+    projection, values = block_projections(block).query_key_value, noise(2, 7, 96)
+    expected = projection(values)
+    for kernel in (None, FIRST, *PRODUCT_TILES, "a kernel for another number of tokens"):
+        assert torch.allclose(multiplied(projection, values, kernel), expected, atol=1e-5)
+    assert asked == [FIRST, *PRODUCT_TILES, "a kernel for another number of tokens"]
+
+
+def test_what_is_no_plain_matrix_has_no_choice(block, noise, asked):
+    plain = block_projections(block)
+    for projections in (packed(plain), lossy(plain, Precision.INT8)):
+        assert fastest_products(projections, 32) == ProductKernels()
+        multiplied(projections.output, projections.output.read(noise(1, 32, 96)), FIRST)
+    assert asked == []
+
+
+def test_the_fastest_of_each_product_is_chosen_once(block, asked, monkeypatch):
+    products = block_projections(block)
+    timed(monkeypatch, {USUAL: 3.0, FIRST: 2.0, SECOND: 2.5, PRODUCT_TILES[0]: 4.0})
+    assert fastest_products(products, 32) == ProductKernels(*[FIRST] * 4)
+    timed(monkeypatch, {USUAL: 1.0, FIRST: 2.0, SECOND: 2.5, PRODUCT_TILES[0]: 0.5})
+    assert fastest_products(products, 32) == ProductKernels(*[FIRST] * 4)
+    assert fastest_products(products, 64) == ProductKernels(*[PRODUCT_TILES[0]] * 4)
+
+
+def test_torchs_own_choice_stays_unless_another_is_clearly_faster(block, asked, monkeypatch):
+    timed(monkeypatch, {USUAL: 1.0, FIRST: 0.99, SECOND: 1.5, PRODUCT_TILES[0]: 1.2})
+    assert fastest_products(block_projections(block), 32) == ProductKernels()
+
+
+def test_a_kernel_that_fails_is_left_out_and_a_full_memory_says_nothing(block, asked, monkeypatch):
+    projection = block_projections(block).down
+    timed(monkeypatch, {USUAL: 3.0, SECOND: 2.0})
+    assert product_times_ms(projection, 32) == {USUAL: 3.0, SECOND: 2.0}
+
+    def run_out(run, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(product_kernels, "median_ms", run_out)
+    assert fastest_products(block_projections(block), 96) == ProductKernels()
+    timed(monkeypatch, {USUAL: 3.0, SECOND: 2.0})
+    assert fastest_products(block_projections(block), 96) == ProductKernels(*[SECOND] * 4)
+
+
+def test_without_other_kernels_there_is_nothing_to_measure(block, monkeypatch):
+    monkeypatch.setattr(product_kernels, "median_ms", lambda run, device: pytest.fail("measured"))
+    assert fastest_products(block_projections(block), 32) == ProductKernels()
+
+
+def test_a_block_multiplies_by_what_was_chosen(block, transformer, noise, asked, distance):
+    weights, rows = block_weights(block), torch.cat((plain_rows(block)[1:], torch.ones(1, 96)))
+    stream, table = noise(1, 32, 96), caption_rotary(transformer.rope_embedder, 32, torch.device("cpu"))
+    normed = norm(stream, plain_rows(block)[0], 1e-5)
+    with torch.inference_mode():
+        expected, _ = run_block(stream, normed, weights, rows, table)
+        chosen = BlockKernels(products=ProductKernels(FIRST, SECOND, PRODUCT_TILES[0], FIRST))
+        found, _ = run_block(stream, normed, weights, rows, table, kernels=chosen)
+    assert distance(found, expected) < 1e-6
+    assert asked == [FIRST, SECOND, PRODUCT_TILES[0], FIRST]

@@ -1,0 +1,92 @@
+"""The captions of prompts as the main layers read them: refined once for a request, since no step changes them.
+
+Two blocks over a few dozen tokens are 0.3 ms of an H100's time, but launching their hundred small kernels took the host
+4 ms, in which the card stood idle before the first step. So they are recorded for the lengths in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings
+from zimage_ui.generator.fast.parts import has_triton_parts
+from zimage_ui.generator.fast.recently_used import RecentlyUsed
+from zimage_ui.generator.fast.rotary import caption_rotary
+from zimage_ui.generator.fast.shapes import padded
+from zimage_ui.generator.fast.step import StepNetwork
+
+if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_z_image import RopeEmbedder
+
+# All lengths up to 512 tokens, in steps of 32, and some.
+_KEPT_LENGTHS = 24
+
+
+class Captions:
+    """Refines captions by the context blocks of a network."""
+
+    def __init__(
+        self,
+        network: StepNetwork,
+        embedder: RopeEmbedder,
+        device: torch.device,
+        dtype: torch.dtype,
+        make_recorder: Callable[[], Recorder] | None,
+    ) -> None:
+        """Nothing is prepared yet.
+
+        Args:
+            network: whose context blocks are plain, whatever its precision.
+            embedder: of positions.
+            device: where it computes.
+            dtype: in what it computes.
+            make_recorder: makes what records graphs; None is where nothing is ever prepared.
+        """
+        self._network = network
+        self._embedder = embedder
+        self._device = device
+        self._dtype = dtype
+        head_dim = network.heads_shape[1]
+        self._ways = (True, False) if has_triton_parts(dtype, dtype, head_dim, device) else (False,)
+        self._recordings: Recordings[int] = Recordings(_KEPT_LENGTHS, make_recorder)
+        self._rotaries: RecentlyUsed[int, torch.Tensor] = RecentlyUsed(_KEPT_LENGTHS)
+
+    def refined(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """The caption (1, padded tokens, dim) of `prompt_embeds`, (tokens, features) of the text encoder."""
+        count, tokens = len(prompt_embeds), padded(len(prompt_embeds))
+        embeds = functional.pad(prompt_embeds.to(self._dtype), (0, 0, 0, tokens - count))
+        is_real = (torch.arange(tokens, device=self._device) < count)[:, None]
+        return (self._recordings.get(tokens) or self._refining(tokens, triton=False))(embeds, is_real)
+
+    def prepare(self, tokens: int) -> bool:
+        """Record what captions of `tokens`, a multiple of 32, need. Costs nothing when it is done.
+
+        A failure is logged, and such captions are refined as if nobody had prepared for them.
+
+        Returns:
+            Whether that length is prepared.
+        """
+        what = f"refining captions of {tokens} tokens"
+        return any(self._recordings.prepare(tokens, partial(self._record, tokens, way), what) for way in self._ways)
+
+    def release(self) -> bool:
+        """Drop what was prepared; as `Recordings.release`."""
+        self._rotaries.clear()
+        return self._recordings.release()
+
+    def _record(self, tokens: int, triton: bool, recorder: Recorder) -> RecordedFunction:
+        embeds = torch.zeros(tokens, self._network.caption_features, dtype=self._dtype, device=self._device)
+        is_real = torch.ones(tokens, 1, dtype=torch.bool, device=self._device)
+        return RecordedFunction(self._refining(tokens, triton=triton), (embeds, is_real), recorder)
+
+    def _refining(self, tokens: int, *, triton: bool) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        rotary = self._rotaries.get(tokens)
+        if rotary is None:
+            rotary = caption_rotary(self._embedder, tokens, self._device)
+            self._rotaries.put(tokens, rotary)
+        return partial(self._network.refine, rotary, triton=triton)

@@ -1,0 +1,215 @@
+"""cuBLASLt's kernels for a matrix product, all that it proposes: torch only ever takes the one that it proposes first.
+
+The library ranks its kernels for a size by a model of the card. On an H100, 1088 tokens, another one than the first
+takes 0.232 ms instead of 0.255 for gate and up of a block, 4160 tokens 0.163 instead of 0.188 for the output: so they
+are measured (`products`), which NVIDIA's own guide recommends for sizes that matter.
+
+Called by ctypes in the very library that torch has loaded. Names and numbers are those of `cublasLt.h`, the same in
+CUDA 12 and 13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api. It counts in columns where torch counts in
+rows: to it our (tokens, outputs) is (outputs, tokens), the matrix times the activations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from ctypes import Structure, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p, sizeof
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from zimage_ui.generator.fast.attempts import attempt
+
+# cudaDataType_t of what is multiplied; sums are fp32.
+_DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2}
+_FP32, _COMPUTED_IN_FP32 = 0, 68
+# cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
+_TRANSPOSED_FIRST, _MOST_WORKSPACE = 3, 1
+# cublasLtMatmulAlgoConfigAttributes_t that tell kernels apart: name, number, bytes.
+_CONFIGURATION = (
+    ("tile", 1, 4),
+    ("stages", 6, 4),
+    ("cluster", 8, 2),
+    ("swizzling", 4, 4),
+    ("option", 5, 4),
+    ("shape", 7, 2),
+    ("id", 0, 4),
+)
+_SPLITS = (2, 4)
+# Of those proposed for the sizes of this model, no later one was ever worth it.
+_MOST_KERNELS = 8
+# A few bytes by which thread blocks agree on their tiles; sums of split products would be larger.
+_WORKSPACE_BYTES = 2**16
+# What every proposal takes for granted of the tensors.
+_ALIGNMENT_BYTES = 256
+
+
+class _Algorithm(Structure):
+    _fields_ = (("data", c_uint64 * 8),)
+
+
+class _Proposal(Structure):
+    """cublasLtMatmulHeuristicResult_t."""
+
+    _fields_ = (
+        ("algorithm", _Algorithm),
+        ("workspace_bytes", c_size_t),
+        ("state", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    )
+
+
+class _Size(NamedTuple):
+    tokens: int
+    outputs: int
+    inputs: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class _Problem(NamedTuple):
+    """One size of product: how it is described to the library, and its kernels by name, the best first by its model."""
+
+    description: c_void_p
+    weight: c_void_p
+    values: c_void_p
+    answer: c_void_p
+    algorithms: dict[str, _Algorithm]
+
+
+def kernel_names(tokens: int, weight: torch.Tensor) -> tuple[str, ...]:
+    """The kernels for so many rows times `weight` (outputs, inputs), the library's favourite first.
+
+    None for what is no GPU's or not of 16 bits, and where the library cannot be asked, which is logged.
+    """
+    problem = _problem(_size(tokens, weight))
+    return tuple(problem.algorithms) if problem else ()
+
+
+def product(values: torch.Tensor, weight: torch.Tensor, kernel: str) -> torch.Tensor | None:
+    """`values` (..., inputs) times `weight` (outputs, inputs), (..., outputs), enqueued on the current stream.
+
+    Args:
+        values: of the weight's dtype.
+        weight: on a GPU.
+        kernel: of `kernel_names` for any number of rows.
+
+    Returns:
+        None where the kernel is none for this number of rows, or a tensor does not lie as all kernels want it.
+
+    Raises:
+        RuntimeError: the library refused.
+    """
+    rows = values.flatten(0, -2)
+    problem = _problem(_size(len(rows), weight))
+    algorithm = problem.algorithms.get(kernel) if problem else None
+    if problem is None or algorithm is None or not (_is_plain(rows) and _is_plain(weight)):
+        return None
+    answer = rows.new_empty(len(rows), len(weight))
+    device, address = weight.device, c_void_p(answer.data_ptr())
+    one, zero = c_float(1.0), c_float(0.0)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    _call(
+        "cublasLtMatmul", _handle(device), problem.description,
+        byref(one), c_void_p(weight.data_ptr()), problem.weight, c_void_p(rows.data_ptr()), problem.values,
+        byref(zero), address, problem.answer, address, problem.answer,
+        byref(algorithm), c_void_p(_workspace(device).data_ptr()), c_size_t(_WORKSPACE_BYTES), c_void_p(stream),
+    )  # fmt: skip
+    return answer.view(*values.shape[:-1], -1)
+
+
+def _size(tokens: int, weight: torch.Tensor) -> _Size:
+    outputs, inputs = weight.shape
+    return _Size(tokens, outputs, inputs, weight.dtype, weight.device)
+
+
+def _is_plain(matrix: torch.Tensor) -> bool:
+    return matrix.is_contiguous() and matrix.data_ptr() % _ALIGNMENT_BYTES == 0
+
+
+@cache  # a few hundred bytes each, for as many sizes as are ever prepared
+def _problem(size: _Size) -> _Problem | None:
+    if size.device.type != "cuda" or size.dtype not in _DATA_TYPES or torch.version.cuda is None:
+        return None
+    with torch.cuda.device(size.device):
+        return attempt(lambda: _described(size), "products are computed by torch's choice of kernels")
+
+
+def _described(size: _Size) -> _Problem:
+    description, preference = c_void_p(), c_void_p()
+    yes, most = c_int32(1), c_size_t(_WORKSPACE_BYTES)
+    _call("cublasLtMatmulDescCreate", byref(description), _COMPUTED_IN_FP32, _FP32)
+    _call("cublasLtMatmulDescSetAttribute", description, _TRANSPOSED_FIRST, byref(yes), c_size_t(sizeof(yes)))
+    weight = _layout(size.dtype, size.inputs, size.outputs)
+    values = _layout(size.dtype, size.inputs, size.tokens)
+    answer = _layout(size.dtype, size.outputs, size.tokens)
+    _call("cublasLtMatmulPreferenceCreate", byref(preference))
+    _call("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, byref(most), c_size_t(sizeof(most)))
+    proposals, count = (_Proposal * _MOST_KERNELS)(), c_int()
+    _call(
+        "cublasLtMatmulAlgoGetHeuristic", _handle(size.device), description, weight, values, answer, answer,
+        preference, _MOST_KERNELS, proposals, byref(count),
+    )  # fmt: skip
+    _call("cublasLtMatmulPreferenceDestroy", preference)
+    usable = [each.algorithm for each in proposals[: count.value] if each.state == 0 and not _splits(each.algorithm)]
+    return _Problem(description, weight, values, answer, {_name(algorithm): algorithm for algorithm in usable})
+
+
+def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
+    """A dense matrix as cuBLAS counts: its columns lie one after the other."""
+    layout = c_void_p()
+    extents = c_uint64(rows), c_uint64(columns), c_int64(rows)
+    _call("cublasLtMatrixLayoutCreate", byref(layout), _DATA_TYPES[dtype], *extents)
+    return layout
+
+
+def _name(algorithm: _Algorithm) -> str:
+    """The same for the same kernel, whatever its rank."""
+    told = (f"{name} {_configured(algorithm, number, size)}" for name, number, size in _CONFIGURATION)
+    return f"cublasLt {' '.join(told)}"
+
+
+def _splits(algorithm: _Algorithm) -> bool:
+    """Whether it adds up parts of a sum apart."""
+    return _configured(algorithm, *_SPLITS) > 1
+
+
+def _configured(algorithm: _Algorithm, attribute: int, size: int) -> int:
+    value, written = c_uint64(0), c_size_t()
+    place = byref(value), c_size_t(size), byref(written)
+    _call("cublasLtMatmulAlgoConfigGetAttribute", byref(algorithm), attribute, *place)
+    return value.value
+
+
+def _call(function: str, *arguments: Any) -> None:
+    """Call a function of the library; a RuntimeError unless it answers CUBLAS_STATUS_SUCCESS."""
+    status = getattr(_library(), function)(*arguments)
+    if status != 0:
+        raise RuntimeError(f"{function} answered {status}.")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """That of torch's CUDA, which torch has loaded: asking for the same name finds it.
+
+    Raises:
+        OSError: it has another name.
+    """
+    major = str(torch.version.cuda).partition(".")[0]
+    return ctypes.CDLL(f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}")
+
+
+@cache
+def _handle(device: torch.device) -> c_void_p:
+    handle = c_void_p()
+    with torch.cuda.device(device):
+        _call("cublasLtCreate", byref(handle))
+    return handle
+
+
+@cache
+def _workspace(device: torch.device) -> torch.Tensor:
+    """For the one thread that computes, whose work is in order; never given back, since graphs keep its address."""
+    return torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
