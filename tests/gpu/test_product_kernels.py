@@ -57,7 +57,7 @@ def test_the_library_proposes_the_same_again(projection):
 
 def test_for_other_rows_and_unaligned_ones_there_may_be_none_but_never_a_wrong_product(projection):
     plain, tokens = projection
-    outputs, inputs = plain.weight.shape
+    inputs = plain.weight.shape[1]
     values = torch.randn(tokens + 64, inputs, device=CUDA, dtype=torch.bfloat16)
     shifted = torch.randn(tokens * inputs + 1, device=CUDA, dtype=torch.bfloat16)[1:].view(tokens, inputs)
     for kernel in kernels_of(plain.weight, tokens):
