@@ -116,17 +116,36 @@ def test_the_cache_folder_is_the_users(monkeypatch, tmp_path, chosen, expected):
     assert user_cache_folder() == Path(expected or tmp_path / ".cache" / "zimage-ui")
 
 
-def test_a_compile_cache_is_chosen_unless_the_person_chose_one(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    monkeypatch.setenv("QUACK_CACHE_DIR", "/chosen")
-    for name in ("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "TRITON_CACHE_DIR"):
-        monkeypatch.setenv(name, "")  # so that it is put back as it was
-        monkeypatch.delenv(name)
+def test_every_compiler_keeps_its_work_where_the_person_wants_torchs(compilers_environment, tmp_path):
+    """By themselves those of the extra run code from the temporary folder, where anybody may put it."""
+    chosen = f"{tmp_path}/mine/"
+    compilers_environment["TORCHINDUCTOR_CACHE_DIR"] = chosen
+    assert choose_compile_cache(tmp_path / "ours") == tmp_path / "mine"
+    assert choose_compile_cache(None) == tmp_path / "mine"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == chosen
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "mine" / "triton")
+    assert os.environ["QUACK_CACHE_DIR"] == str(tmp_path / "mine" / "quack")
+    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(tmp_path / "mine" / "flash4")
+    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
+    assert os.environ["CUTE_DSL_CACHE_DIR"] == str(tmp_path / "mine" / "cute")
+    assert "QUACK_CACHE_ENABLED" not in os.environ
+
+
+def test_without_a_place_nothing_is_kept_where_anybody_may_write(compilers_environment):
+    before = dict(compilers_environment)
+    assert choose_compile_cache(None) is None
+    assert compilers_environment == before | {"QUACK_CACHE_ENABLED": "0", "CUTE_DSL_DISABLE_FILE_CACHING": "1"}
+
+
+def test_a_compile_cache_is_chosen_unless_the_person_chose_one(compilers_environment, tmp_path):
+    compilers_environment["TORCHINDUCTOR_CACHE_DIR"] = ""
+    compilers_environment["QUACK_CACHE_DIR"] = "/chosen"
+    compilers_environment["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] = "0"
     assert choose_compile_cache(tmp_path) == tmp_path
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
     assert os.environ["QUACK_CACHE_DIR"] == "/chosen"
     assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
     assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(tmp_path / "flash4")
-    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
+    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "0"
     assert choose_compile_cache(tmp_path / "other") == tmp_path
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

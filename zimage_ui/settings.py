@@ -23,6 +23,14 @@ from zimage_ui.request import ImageFormat, Precision
 
 ENV_PREFIX = "ZIMAGE_"
 TOML_FILE = "zimage-ui.toml"
+# What else names a compiler's folder, and that folder within the common one. Inductor tells Triton, but only when it
+# compiles something itself, which may be never; the others are those of the extra `flash4`.
+_COMPILE_CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "QUACK_CACHE_DIR": "quack",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash4",
+    "CUTE_DSL_CACHE_DIR": "cute",
+}
 _LISTED = "The settings are listed in README.md; check the spelling."
 
 
@@ -134,25 +142,30 @@ def user_cache_folder() -> Path:
     return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "zimage-ui"
 
 
-def choose_compile_cache(folder: Path) -> Path:
+def choose_compile_cache(folder: Path | None) -> Path | None:
     """Let torch's and other compilers of kernels keep their work in `folder`, unless the person chose another one.
 
     To be called before they are imported: they look once.
 
+    Args:
+        folder: that nobody else may write to; None is no place for it.
+
     Returns:
-        The folder where they keep it.
+        The folder where they keep it: the one of TORCHINDUCTOR_CACHE_DIR if that is set, which is for all of them.
     """
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    # Inductor tells Triton, but only when it compiles something itself, which may be after a kernel of ours.
-    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-    # Those of the extra `flash4`; each has its own way to be told.
-    os.environ.setdefault("QUACK_CACHE_DIR", str(folder / "quack"))
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder / "flash4"))
+    kept = Path(chosen) if chosen else folder
+    if kept is None:
+        # By themselves they would run whatever lies in the temporary folder, where anybody may have put it.
+        os.environ.setdefault("QUACK_CACHE_ENABLED", "0")
+        os.environ.setdefault("CUTE_DSL_DISABLE_FILE_CACHING", "1")
+        return None
+    if not chosen:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+    for name, place in _COMPILE_CACHES.items():
+        os.environ.setdefault(name, str(kept / place))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-    return folder
+    return kept
 
 
 def visible_cuda_devices() -> str | None:

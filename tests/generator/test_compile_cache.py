@@ -15,7 +15,7 @@ GPU = "NVIDIA H100 80GB HBM3"
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compilers_environment: object) -> Iterator[Path]:
     """Where compiled code goes."""
     from torch.compiler import config
 
@@ -103,7 +103,22 @@ def test_without_a_place_for_it_torch_takes_its_own(
     with caplog.at_level(logging.WARNING, "zimage_ui"):
         assert compile_cache.keep_compiled(GPU) is None
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == ""
+    assert os.environ["QUACK_CACHE_ENABLED"] == "0"
     assert "compiled code is not kept" in caplog.text
+
+
+def test_without_a_place_of_ours_the_persons_serves(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from zimage_ui.generator.compile_cache import keep_compiled
+
+    compiled.parent.mkdir()
+    compiled.write_text("in the way")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    with caplog.at_level(logging.WARNING, "zimage_ui"):
+        assert keep_compiled(GPU) == tmp_path / "mine"
+    assert os.environ["QUACK_CACHE_DIR"] == str(tmp_path / "mine" / "quack")
+    assert caplog.text == ""
 
 
 # As on a GPU: imports the engine, then compiles for 4, 6 and 8 rows; says how often.

@@ -119,6 +119,17 @@ def test_in_fp32_it_is_the_stock_transformer(exact, prompt, prepared):
     assert distance(found, stock(exact, 26, 38, [prompt.float()])) <= 1e-4
 
 
+def test_nothing_is_compiled_where_there_are_kernels_of_our_own(half):
+    from torch._dynamo.utils import counters
+
+    before = counters["stats"]["unique_graphs"]
+    fast = FastTransformer(half, CUDA, torch.bfloat16)
+    for shape in (DenoiserShape(32, 32, 64), DenoiserShape(26, 38, 32, 2)):
+        assert fast.prepare(shape)
+    assert fast._trusts_triton
+    assert counters["stats"]["unique_graphs"] == before
+
+
 def test_guidance(fast, half, prompt):
     negative = torch.randn(80, 64, generator=torch.Generator().manual_seed(2)).to(CUDA, torch.bfloat16)
     for shape in (DenoiserShape(16, 24, 64), DenoiserShape(16, 24, 96)):

@@ -106,6 +106,52 @@ def test_sums_and_norms(extents, scaled, form):
     assert distance(restored(normed), parts.norm(added, scale, EPS)) < ROUNDING[form]
 
 
+# Pictures, tokens, width: some that fill no block of a kernel, and rows that begin anywhere.
+ROWS = pytest.mark.parametrize("rows", [(1, 4096, 3840), (2, 37, 384), (3, 5, 97), (1, 1, 96)], ids=str)
+LYING = pytest.mark.parametrize("lying", ["dense", "before others", "of one picture"])
+
+
+def lying_as(rows: tuple[int, int, int], lying: str) -> torch.Tensor:
+    """Values of a mean that is not zero; dense, as an image before its captions, or as captions of one prompt."""
+    pictures, tokens, width = rows
+    if lying == "before others":
+        return normal(pictures, tokens + 7, width).add(0.5)[:, :tokens]
+    if lying == "of one picture":
+        return normal(1, tokens, width).add(0.5).expand(pictures, -1, -1)
+    return normal(*rows).add(0.5)
+
+
+@ROWS
+@LYING
+@pytest.mark.parametrize("form", [BF16, FP8], ids=str)
+def test_norms(rows, lying, form):
+    values, scale = lying_as(rows, lying), normal(rows[-1], dtype=torch.float32)
+    found = triton_parts.rms_normed(values, scale, EPS, Reader(form))
+    written = found.values if isinstance(found, QuantisedRows) else found
+    assert written.dtype == form
+    assert written.shape == values.shape
+    assert written.is_contiguous()
+    assert distance(restored(found), parts.norm(values, scale, EPS)) < ROUNDING[form]
+
+
+@ROWS
+@LYING
+def test_norms_less_the_mean(rows, lying):
+    values, scale = lying_as(rows, lying), normal(rows[-1], dtype=torch.float32)
+    found = triton_parts.layer_normed(values, scale, EPS)
+    assert found.dtype == BF16
+    assert found.shape == values.shape
+    assert found.is_contiguous()
+    assert distance(found.float(), parts.layer_normed(values.float(), scale, EPS)) < ROUNDING[BF16]
+
+
+def test_a_mean_far_from_zero_takes_nothing_from_what_is_normed():
+    values, scale = 300 + 4 * normal(1, 40, 3840), normal(3840, dtype=torch.float32)
+    found = triton_parts.layer_normed(values, scale, EPS)
+    expected = functional.layer_norm(values.double(), scale.shape, scale.double(), None, EPS)
+    assert distance(found.double(), expected) < ROUNDING[BF16]
+
+
 @EXTENTS
 @pytest.mark.parametrize("form", [BF16, FP8], ids=str)
 def test_gates(extents, form):

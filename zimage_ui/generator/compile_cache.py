@@ -1,8 +1,8 @@
-"""Where torch's compilers keep what they made, so that a restart finds it: under the user's own cache folder.
+"""Where compilers keep what they made, so that a restart finds it: under the user's own cache folder.
 
-torch keeps it in the temporary folder otherwise, which a reboot empties and any other user may fill. Its caches look at
-most of what the result depends on by themselves; each folder is for one version of torch and of this program and one
-kind of GPU all the same, so that what is out of date can be told and goes.
+torch, and the kernels of the extra `flash4`, keep it in the temporary folder otherwise, which a reboot empties and any
+other user may fill. Their caches look at most of what the result depends on by themselves; each folder is for one
+version of torch and of this program and one kind of GPU all the same, so that what is out of date can be told and goes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _NAME_DIGITS = 12
 
 
 def keep_compiled(device_name: str) -> Path | None:
-    """Let torch's compilers keep what they make for the GPU `device_name`.
+    """Let torch's compilers, and those beside it, keep what they make for the GPU `device_name`.
 
     To be called before diffusers is imported: with it come the compilers, and they look for their folder at once.
 
     Returns:
         The folder, which may be one that the person chose (TORCHINDUCTOR_CACHE_DIR); None when there is no place for
-        it, and torch takes its own.
+        it: then torch takes its own, and the others keep nothing.
     """
     try:
         parent = user_cache_folder() / "compiled"
@@ -39,8 +39,10 @@ def keep_compiled(device_name: str) -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # torch reads pickles from it: nobody else may write
         folder.touch()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-        _log.warning("compiled code is not kept for the next start: %s", error)
-        return None
+        used = choose_compile_cache(None)
+        if used is None:
+            _log.warning("compiled code is not kept for the next start: %s", error)
+        return used
     used = choose_compile_cache(folder)
     if used != folder:
         return used

@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
-from zimage_ui.generator.fast import parts
-from zimage_ui.generator.fast.compiled_step import compiled_ends, compiled_functions
+from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.shapes import DenoiserShape
-from zimage_ui.generator.fast.step import EAGER
 
 pytestmark = pytest.mark.model
 
@@ -42,23 +40,6 @@ def test_further_sizes_and_captions_compile_nothing(fast, backend):
         for caption_tokens in (32, 64, 96):
             assert fast.prepare(DenoiserShape(12, 2 * columns, caption_tokens))
     assert backend.compilations == compiled <= 8
-
-
-def test_with_kernels_of_our_own_only_both_ends_are_compiled(transformer, backend, noise, distance, monkeypatch):
-    monkeypatch.setattr("zimage_ui.generator.fast.step.packing_pays", lambda transformer: False)
-    monkeypatch.setattr("zimage_ui.generator.fast.block.parts_by", lambda *, triton: parts)
-    monkeypatch.setattr("zimage_ui.generator.fast.step.parts_by", lambda *, triton: parts)
-    functions = compiled_ends(backend=backend)
-    assert functions.triton
-    made = [
-        FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder, ways=[lambda each=each: each])
-        for each in (functions, EAGER)
-    ]
-    for fast in made:
-        assert fast.prepare(DenoiserShape(10, 14, 32))
-    assert backend.compilations == 2
-    found, expected = (velocity(fast, noise) for fast in made)
-    assert distance(found, expected) < 1e-6
 
 
 def test_it_computes_what_the_uncompiled_functions_compute(transformer, fast, noise, distance):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
-from zimage_ui.generator.fast import block, denoiser, parts, step
+from zimage_ui.generator.fast import block, captions, denoiser, parts, step
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.parts import has_triton_parts, parts_by
 from zimage_ui.generator.fast.quantised_rows import ScaledProduct, quantise
@@ -78,6 +78,36 @@ def test_the_largest_product_is_gone_before_what_is_left_of_it_is_rounded(noise)
     assert rounded.values.shape == (1, 8, 16)
 
 
+class InFp32:
+    form = torch.float32
+
+    def read(self, values):
+        return values.float()
+
+    def __call__(self, activations):
+        raise NotImplementedError
+
+
+def test_a_token_is_normed_by_its_root_mean_square(noise, distance):
+    values, scale = noise(2, 9, 96)[:, :7], noise(96, seed=1)
+    expected = values.double() / (values.double().square().mean(-1, keepdim=True) + 1e-2).sqrt() * scale.double()
+    normed = parts.rms_normed(values, scale, 1e-2, InFp32())
+    assert distance(normed.double(), expected) < 1e-6
+    assert torch.equal(normed, parts.norm(values, scale, 1e-2))
+
+
+def test_a_token_is_normed_less_its_mean(noise, distance):
+    values, scale = noise(2, 9, 96)[:, :7] + 3, noise(96, seed=1)
+    away = values.double() - values.double().mean(-1, keepdim=True)
+    expected = away / (away.square().mean(-1, keepdim=True) + 1e-2).sqrt() * scale.double()
+    normed = parts.layer_normed(values, scale, 1e-2)
+    assert distance(normed.double(), expected) < 1e-6
+    half = parts.layer_normed(values.bfloat16(), scale, 1e-2)
+    assert half.dtype == BF16
+    assert half.is_contiguous()
+    assert torch.equal(half, parts.layer_normed(values.bfloat16().float(), scale, 1e-2).bfloat16())
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The kernels' place is taken by torch's operations; answers whether they were asked for, call by call."""
@@ -90,7 +120,6 @@ def asked(monkeypatch):
     for module in (block, step):
         monkeypatch.setattr(module, "parts_by", taken)
     monkeypatch.setattr(denoiser, "has_triton_parts", lambda *_: True)
-    monkeypatch.setattr(denoiser, "_with_triton", lambda: TRITON)
     return calls
 
 
@@ -110,6 +139,17 @@ def test_they_come_first_and_serve_every_size_once_they_have_worked(asked, trans
     asked.clear()
     assert distance(velocity(fast, noise, other), before) < 1e-6
     assert any(asked)
+
+
+def test_with_them_nothing_is_compiled(asked, transformer, noise, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(captions, "has_triton_parts", lambda *_: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    for shape in (DenoiserShape(8, 8, 32), DenoiserShape(10, 14, 32)):
+        assert fast.prepare(shape)
+    assert all(asked)
+    assert compiled == []
 
 
 def test_where_they_fail_for_a_further_size_its_picture_goes_on_without(
@@ -153,10 +193,10 @@ def test_a_full_memory_says_nothing_of_them(asked, transformer, noise, monkeypat
 
 
 def test_where_they_fail_the_next_way_is_taken(asked, transformer, noise, monkeypatch, caplog):
-    def broken():
+    def broken(*_):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(denoiser, "_with_triton", broken)
+    monkeypatch.setattr(denoiser, "TRITON", TRITON._replace(enter=broken))
     monkeypatch.setattr(denoiser, "_compiled", lambda: step.EAGER)
     fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
     assert fast.prepare(DenoiserShape(8, 8, 32))
@@ -183,7 +223,6 @@ def test_attention_in_eight_bits_goes_with_eight_bit_products_and_our_kernels(
     functions = TRITON._replace(block=run_block)
     monkeypatch.setattr(denoiser, "has_fp8_attention", lambda *_: hopper)
     monkeypatch.setattr(denoiser, "TRITON", functions)
-    monkeypatch.setattr(denoiser, "_with_triton", lambda: functions)
     fast = FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, precision=precision)
     assert fast.prepare(DenoiserShape(8, 8, 32))
     velocity(fast, noise, DenoiserShape(10, 14, 32))

@@ -1,9 +1,15 @@
 """The parts of a pass that are not blocks: captions, entry and exit."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from zimage_ui.generator.fast import parts, step
 from zimage_ui.generator.fast.projections import PackedProjection, PlainProjection
-from zimage_ui.generator.fast.step import StepNetwork
+from zimage_ui.generator.fast.rotary import shape_rotary
+from zimage_ui.generator.fast.shapes import DenoiserShape
+from zimage_ui.generator.fast.step import EAGER, TRITON, PassPlan, StepNetwork
 
 pytestmark = pytest.mark.model
 
@@ -25,6 +31,36 @@ def test_the_weights_of_the_model_are_not_doubled(transformer):
 def test_the_blocks_that_every_step_runs_are_packed_on_a_cpu(network):
     for block in (*network.refiner, *network.layers):
         assert all(isinstance(projection, PackedProjection) for projection in block.projections)
+
+
+def test_both_ends_and_the_joint_are_normed_by_the_parts_of_the_pass(transformer, network, noise, monkeypatch):
+    """Where those are kernels, they are kernels here, too, and read rows that a picture's captions lie between."""
+    met = []
+
+    def rms_normed(values, scale, eps, reader):
+        assert values.stride(-1) == 1
+        met.append(("rms", tuple(values.shape)))
+        return parts.rms_normed(values, scale, eps, reader)
+
+    def layer_normed(values, scale, eps):
+        assert values.stride(-1) == 1
+        met.append(("layer", tuple(values.shape)))
+        return parts.layer_normed(values, scale, eps)
+
+    kernels = SimpleNamespace(**vars(parts) | {"rms_normed": rms_normed, "layer_normed": layer_normed})
+    monkeypatch.setattr(step, "parts_by", lambda *, triton: kernels if triton else parts)
+    shape = DenoiserShape(10, 14, 32, pictures=2)
+    rotary = shape_rotary(transformer.rope_embedder, shape, torch.device("cpu"))
+    rows = 1 + 0.1 * noise(network.row_count, 96, seed=1)
+    captions = noise(1, 32, 96, seed=2).expand(2, -1, -1)
+    # As run_block is what asks for those of a block, theirs stay torch's here.
+    by_kernels = TRITON._replace(block=lambda *arguments: EAGER.block(*arguments[:-1]))
+    found, expected = (
+        network.velocity(PassPlan(shape, rotary, functions=functions), noise(2, 16, 10, 14), rows, captions)
+        for functions in (by_kernels, EAGER)
+    )
+    assert met == [("rms", (2, 64, 96)), ("rms", (2, 32, 96)), ("layer", (2, 35, 96))]
+    assert torch.equal(found, expected)
 
 
 def test_it_knows_its_sizes(network):

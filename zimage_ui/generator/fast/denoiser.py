@@ -1,10 +1,10 @@
 """The transformer, laid out for speed once, and the denoisers that it makes for requests.
 
 What depends on the model alone is done when it is made (fused weights), what depends on the picture's size when that is
-prepared (compiled functions, graphs) or first asked for (rotary tables), what depends on the request at its start
-(captions, modulation), and a step does the rest. A shape that nobody prepared is denoised at once by the same
-functions, uncompiled, but by kernels of our own between the products of a block once those have worked here; and so is
-one whose preparation failed.
+prepared (graphs, and compiled functions where there are no kernels of our own) or first asked for (rotary tables), what
+depends on the request at its start (captions, modulation), and a step does the rest. A shape that nobody prepared is
+denoised at once by the same functions, uncompiled, but by kernels of our own between the products once those have
+worked here; and so is one whose preparation failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import AttentionBackend, fastest_backend, has_fp8_attention
 from zimage_ui.generator.fast.captions import Captions
-from zimage_ui.generator.fast.compiled_step import compiled_ends, compiled_functions
+from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
@@ -77,7 +77,7 @@ class FastTransformer:
             dtype: in what it computes.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the functions that are recorded, tried in this order until one works; None is with kernels
-                of our own for the block, where there are any, then compiled, then neither.
+                of our own, where there are any, then compiled, then neither.
             streamed_layers: how many live on the host from the start; `stream` changes it.
             transfer: brings them to the device; None is CUDA's own.
             precision: of the blocks' matrix products; or those, where they were rounded while the model was read.
@@ -197,7 +197,7 @@ class FastTransformer:
     def _usual_ways(self) -> tuple[Callable[[], StepFunctions], ...]:
         form, head_dim = self.network.form, self.network.heads_shape[1]
         triton = form is not None and has_triton_parts(form, self._dtype, head_dim, self._device)
-        return (*([_with_triton] if triton else []), _compiled, lambda: EAGER)
+        return (*([lambda: TRITON] if triton else []), _compiled, lambda: EAGER)
 
     def _backend(self, functions: StepFunctions) -> AttentionBackend | None:
         """The attention that goes with `functions`; None where any does."""
@@ -268,11 +268,6 @@ class FastDenoiser:
 def caption_length(prompt_embeds: torch.Tensor) -> int:
     """The caption tokens of a `DenoiserShape` for (tokens, features) of a prompt."""
     return padded(len(prompt_embeds))
-
-
-@cache
-def _with_triton() -> StepFunctions:
-    return compiled_ends()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a block does between its matrix products, in torch's own operations, for any device and for a compiler.
+"""What a pass does between its matrix products, in torch's own operations, for any device and for a compiler.
 
 `triton_parts` does the same in kernels of our own.
 """
@@ -56,6 +56,19 @@ class Parts(Protocol):
             reader: comes next.
         """
 
+    def rms_normed(self, values: torch.Tensor, scale: torch.Tensor, eps: float, reader: Projection) -> Activations:
+        """The root mean square norm of each token, scaled, as `reader` reads it.
+
+        Args:
+            values: (pictures, tokens, dim), strided but for the values of a token.
+            scale: (dim,), fp32: what is normed is multiplied by.
+            eps: of the norm.
+            reader: comes next.
+        """
+
+    def layer_normed(self, values: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+        """The same of each token less its mean, in the dtype of `values`, dense."""
+
     def gated(self, product: Product, reader: Projection) -> Activations:
         """`silu(gate) * up` of (..., 2 * hidden), the gate first, as `reader` reads it."""
 
@@ -111,7 +124,17 @@ def add_and_norm(
     """See `Parts`."""
     stream = torch.addcmul(stream.float(), _unit(scaled(change), eps), gate).to(stream.dtype)
     # Normed from its rounded values, as the stock block does: kept in fp32 the sum would be written to memory, too.
-    return stream, reader.read(norm(stream, scale, eps))
+    return stream, rms_normed(stream, scale, eps, reader)
+
+
+def rms_normed(values: torch.Tensor, scale: torch.Tensor, eps: float, reader: Projection) -> Activations:
+    """See `Parts`."""
+    return reader.read(norm(values, scale, eps))
+
+
+def layer_normed(values: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """See `Parts`."""
+    return functional.layer_norm(values.float(), scale.shape, scale, None, eps).to(values.dtype)
 
 
 def gated(product: Product, reader: Projection) -> Activations:

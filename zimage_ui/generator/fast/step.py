@@ -16,7 +16,7 @@ from torch.nn import functional
 from zimage_ui.generator.fast.attention import AttentionBackend, attention_by
 from zimage_ui.generator.fast.block import BlockKernels, BlockWeights, block_weights, run_block
 from zimage_ui.generator.fast.modulation import ROWS_A_BLOCK, plain_rows
-from zimage_ui.generator.fast.parts import Parts, norm, parts_by
+from zimage_ui.generator.fast.parts import Parts, parts_by
 from zimage_ui.generator.fast.patches import from_patches, to_patches
 from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, ProductKernels
 from zimage_ui.generator.fast.projections import Projection, packed, packing_pays
@@ -57,19 +57,26 @@ class ExitWeights(NamedTuple):
     eps: float
 
 
-def enter(latents: torch.Tensor, weights: EntryWeights, scale: torch.Tensor) -> tuple[torch.Tensor, Activations]:
+def enter(
+    latents: torch.Tensor, weights: EntryWeights, scale: torch.Tensor, parts: Parts
+) -> tuple[torch.Tensor, Activations]:
     """The image's tokens (pictures, padded tokens, dim) of fp32 latents, and the same normed for the first block."""
-    tokens = functional.linear(to_patches(latents.to(weights.weight.dtype)), weights.weight, weights.bias)
-    missing = -tokens.shape[1] % TOKEN_MULTIPLE
+    patches = to_patches(latents.to(weights.weight.dtype))
+    missing = -patches.shape[1] % TOKEN_MULTIPLE
+    if missing:  # here: filled up after the product, all tokens would be copied, sixty times as many values
+        patches = functional.pad(patches, (0, 0, 0, missing))
+    tokens = functional.linear(patches, weights.weight, weights.bias)
     if missing:
-        tokens = torch.cat((tokens, weights.pad_token.expand(tokens.shape[0], missing, -1)), dim=1)
-    return tokens, weights.first.read(norm(tokens, scale, weights.eps))
+        tokens[:, -missing:] = weights.pad_token
+    return tokens, parts.rms_normed(tokens, scale, weights.eps, weights.first)
 
 
-def leave(tokens: torch.Tensor, weights: ExitWeights, scale: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def leave(
+    tokens: torch.Tensor, weights: ExitWeights, scale: torch.Tensor, height: int, width: int, parts: Parts
+) -> torch.Tensor:
     """The velocity, (pictures, channels, height, width) in fp32, that the image's tokens say; others are left out."""
     image = tokens[:, : DenoiserShape(height, width, 0).image_tokens]
-    normed = functional.layer_norm(image.float(), scale.shape, scale, None, weights.eps).to(tokens.dtype)
+    normed = parts.layer_normed(image, scale, weights.eps)
     patches = functional.linear(normed, weights.weight, weights.bias)
     return -from_patches(patches.float(), height, width)  # the model predicts picture minus noise
 
@@ -80,7 +87,7 @@ class StepFunctions(NamedTuple):
     Attributes:
         enter, block, leave: `enter`, `run_block` and `leave`, or what a compiler made of them.
         specialised: whether calling one of them in a further way would cost a compilation.
-        triton: whether what lies between the products of a block is `triton_parts`.
+        triton: whether what lies between the products is `triton_parts`.
     """
 
     enter: Callable[..., tuple[torch.Tensor, Activations]]
@@ -91,7 +98,7 @@ class StepFunctions(NamedTuple):
 
     @property
     def parts(self) -> Parts:
-        """What computes what lies between the products of a block."""
+        """What computes what lies between the products."""
         return parts_by(triton=self.triton)
 
 
@@ -217,11 +224,12 @@ class StepNetwork:
         Returns:
             (1, padded tokens, dim).
         """
-        model, reader = self._transformer, self.context[0].projections.query_key_value
+        model, first = self._transformer, self.context[0]
         tokens = torch.where(is_real, model.cap_embedder(prompt_embeds), model.cap_pad_token)[None]
         # A block norms for its follower, too: the rows run on from block to block.
         rows = torch.cat((*self._context_rows, torch.ones_like(self._context_rows[0][:1])))
-        normed = reader.read(norm(tokens, rows[0], self.context[0].eps))
+        reader = first.projections.query_key_value
+        normed = parts_by(triton=triton).rms_normed(tokens, rows[0], first.eps, reader)
         kernels = BlockKernels(triton=triton)
         for weights, block_rows in zip(self.context, _windows(rows), strict=True):
             tokens, normed = run_block(tokens, normed, weights, block_rows, rotary, kernels=kernels)
@@ -242,26 +250,26 @@ class StepNetwork:
             fp32, of the latents' shape.
         """
         shape, run, windows = plan.shape, plan.functions, _windows(rows)
-        kernels = plan.kernels
+        kernels, parts = plan.kernels, run.parts
         refiner_windows, layer_windows = windows[: len(self.refiner)], windows[len(self.refiner) :]
         with attention_by(plan.backend):
-            tokens, normed = run.enter(latents, self._entry, rows[0])
+            tokens, normed = run.enter(latents, self._entry, rows[0], parts)
             for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
                 tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image, None, kernels)
-            tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)])
+            tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)], parts)
             for number, (weights, block_rows) in enumerate(zip(self.layers, layer_windows, strict=True), 1):
                 # Nobody reads the captions after the last. Leaving them out would not pay for its compilation.
                 ends = number == len(self.layers) and not run.specialised
                 kept = shape.image_tokens if ends else None
                 tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.whole, kept, kernels)
-            return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width)
+            return run.leave(tokens, self._exit, rows[-1], shape.height, shape.width, parts)
 
     def _join(
-        self, tokens: torch.Tensor, normed: Activations, captions: torch.Tensor, scale: torch.Tensor
+        self, tokens: torch.Tensor, normed: Activations, captions: torch.Tensor, scale: torch.Tensor, parts: Parts
     ) -> tuple[torch.Tensor, Activations]:
         """The captions behind the image's tokens, and their norm behind the image's."""
         reader = self.refiner[-1].projections.query_key_value  # as the image's tokens were read
-        normed_captions = reader.read(norm(captions, scale, self._eps))
+        normed_captions = parts.rms_normed(captions, scale, self._eps, reader)
         return torch.cat((tokens, captions), dim=1), joined(normed, normed_captions)
 
 

@@ -1,11 +1,13 @@
-"""What a block does between its matrix products, each part as one Triton kernel that reads its input once.
+"""What a pass does between its matrix products, each part as one Triton kernel that reads its input once.
 
 A compiler makes kernels of the same parts (`parts`), but loops over a row of 3840 values once for each sum that it
 needs of it. Here a row stays in registers between a norm, the sum, the next norm and the rounding to eight bits;
 neighbours that are turned together come as one word of 32 bits; and products of rounded factors are scaled by whatever
-reads them. A kernel serves every number of tokens, so a size that nobody prepared has them, too.
+reads them. A kernel serves every number of tokens, so a size that nobody prepared has them, too. Both ends of a pass
+have theirs as its blocks do, so that nothing of it waits for torch's compiler to be imported and to look at it: with
+all that it had compiled before on the disk, that still took seconds of every start.
 
-Everything is computed in fp32 and rounded once. Tensors are bf16 and dense.
+Everything is computed in fp32 and rounded once. Tensors are bf16, and dense where nothing else is said.
 """
 
 from __future__ import annotations
@@ -149,6 +151,32 @@ def _add_and_norm(
 
 
 @triton.jit
+def _norm(
+    values: tl.tensor,
+    scale: tl.tensor,
+    target: tl.tensor,
+    scales: tl.tensor,
+    picture_stride: tl.tensor,
+    token_stride: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CENTRED: tl.constexpr,
+    EIGHT_BIT: tl.constexpr,
+) -> None:
+    """One token (first axis of the programs) of one picture, maybe less its mean: normed, scaled, written densely."""
+    token, picture = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < WIDTH
+    place = values + picture * picture_stride + token * token_stride + columns
+    exact = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    if CENTRED:
+        exact = tl.where(mask, exact - tl.sum(exact, 0) / WIDTH, 0.0)
+    normed = exact * tl.rsqrt(tl.sum(exact * exact, 0) / WIDTH + eps) * tl.load(scale + columns, mask=mask, other=0.0)
+    _write(normed, target, scales, picture * tl.num_programs(0) + token, columns, mask, WIDTH, EIGHT_BIT)
+
+
+@triton.jit
 def _gated(
     product: tl.tensor,
     row: tl.tensor,
@@ -283,6 +311,20 @@ def add_and_norm(
     return added, normed
 
 
+def rms_normed(values: torch.Tensor, scale: torch.Tensor, eps: float, reader: Projection) -> Activations:
+    """See `Parts`."""
+    activations, written = _activations(values.shape, reader.form, values.device)
+    _launch_norm(values, scale, eps, written, centred=False)
+    return activations
+
+
+def layer_normed(values: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """See `Parts`."""
+    normed = torch.empty(values.shape, dtype=values.dtype, device=values.device)  # dense, whatever `values` are
+    _launch_norm(values, scale, eps, (normed, None), centred=True)
+    return normed
+
+
 def gated(product: Product, reader: Projection) -> Activations:
     """See `Parts`."""
     values = _values(product)
@@ -309,6 +351,32 @@ def read(values: torch.Tensor, reader: Projection) -> Activations:
     options = {"WIDTH": width, "BLOCK": triton.next_power_of_2(width), "num_warps": 4}
     _round[(values.numel() // width,)](values, *written, **options)
     return activations
+
+
+def _launch_norm(
+    values: torch.Tensor,
+    scale: torch.Tensor,
+    eps: float,
+    written: tuple[torch.Tensor, torch.Tensor | None],
+    *,
+    centred: bool,
+) -> None:
+    pictures, tokens, width = values.shape
+    picture_stride, token_stride, step = values.stride()
+    assert step == 1, "the values of a token lie side by side"
+    _norm[(tokens, pictures)](
+        values,
+        scale,
+        *written,
+        picture_stride,
+        token_stride,
+        eps,
+        WIDTH=width,
+        BLOCK=triton.next_power_of_2(width),
+        CENTRED=centred,
+        EIGHT_BIT=written[1] is not None,
+        num_warps=_ROW_WARPS,
+    )
 
 
 def _values(product: Product) -> torch.Tensor:
