@@ -1,13 +1,16 @@
 """The fast decoder: the stock decoder's picture by either kind of layers, prepared or not, and whatever fails."""
 
 import logging
+import sys
 from copy import deepcopy
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
+from zimage_ui.generator.fast import vae as vae_module
 from zimage_ui.generator.fast.cpu_decoder import CpuLayers
 from zimage_ui.generator.fast.decoder_layers import decoder_layers
 from zimage_ui.generator.fast.gpu_decoder import Functions, GpuLayers
@@ -57,7 +60,7 @@ class TestLayers:
     def test_decode_what_the_stock_decoder_decodes(self, vae, noise, distance, maker, size):
         latents = noise(1, 16, *size)
         expected = by_stock(vae, latents)
-        decoder = FastDecoder(vae, CPU, layers=MAKERS[maker])
+        decoder = FastDecoder(vae, CPU, ways=[MAKERS[maker]])
         picture = decoder._run(latents)
         assert distance(picture, expected) < 1e-5
         assert (picture - expected).abs().max() < 1 / 255 / 10
@@ -66,7 +69,7 @@ class TestLayers:
     def test_leave_the_latents_alone_and_the_stock_decoder_working(self, vae, noise, maker):
         latents = noise(1, 16, 8, 8)
         kept, expected = latents.clone(), by_stock(vae, latents)
-        FastDecoder(vae, CPU, layers=MAKERS[maker]).decode(latents)
+        FastDecoder(vae, CPU, ways=[MAKERS[maker]]).decode(latents)
         assert torch.equal(latents, kept)
         assert torch.allclose(by_stock(vae, latents), expected, atol=1e-4)
 
@@ -82,7 +85,7 @@ class TestLayers:
         exact = by_stock(vae, latents)
         rounded = vae.to(torch.bfloat16)
         theirs = by_stock(rounded, latents.bfloat16()).float()
-        ours = FastDecoder(rounded, CPU, layers=MAKERS["gpu"])._run(latents.bfloat16()).float()
+        ours = FastDecoder(rounded, CPU, ways=[MAKERS["gpu"]])._run(latents.bfloat16()).float()
         assert distance(ours, exact) < 1.05 * distance(theirs, exact)
 
     def test_share_the_stock_kernels_on_a_gpu(self, bundled_vae):
@@ -106,7 +109,7 @@ class TestWithARecorder:
 
     @pytest.fixture
     def decoder(self, stock, recorder) -> FastDecoder:
-        return FastDecoder(copied(stock.vae), CPU, lambda: recorder, MAKERS["gpu"])
+        return FastDecoder(copied(stock.vae), CPU, lambda: recorder, [MAKERS["gpu"]])
 
     @pytest.fixture
     def stock_calls(self, decoder) -> list[int]:
@@ -165,7 +168,7 @@ class TestWithARecorder:
             def record(self, work: Any) -> Any:
                 raise RuntimeError("no compiler here")
 
-        decoder = FastDecoder(copied(stock.vae), CPU, Broken, MAKERS["gpu"])
+        decoder = FastDecoder(copied(stock.vae), CPU, Broken, [MAKERS["gpu"]])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not decoder.prepare(8, 8)
         assert "no compiler here" in caplog.text
@@ -193,6 +196,111 @@ class TestWithARecorder:
         monkeypatch.setattr(decoder, "_run", fail)
         with pytest.raises(torch.OutOfMemoryError):
             decoder.decode(noise(1, 16, 6, 6))
+
+
+def broken_layers() -> GpuLayers:
+    """Made like any others; their kernels fail when they first run."""
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no kernel of our own here")
+
+    return GpuLayers(Functions(join=fail))
+
+
+class TestWays:
+    """Of making the layers on a GPU: the first that works, for each size that is prepared."""
+
+    @pytest.fixture
+    def made(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def decoder_by(self, stock, made) -> Any:
+        def way(name: str, make: Any) -> Any:
+            def layers() -> Any:
+                made.append(name)
+                return make()
+
+            return layers
+
+        def decoder(**makers: Any) -> FastDecoder:
+            ways = [way(name, make) for name, make in makers.items()]
+            return FastDecoder(copied(stock.vae), CPU, ReplayingRecorder, ways)
+
+        return decoder
+
+    def test_what_is_not_needed_is_not_made(self, decoder_by, made):
+        decoder = decoder_by(triton=MAKERS["gpu"], compiled=MAKERS["gpu"])
+        assert decoder.prepare(8, 8)
+        assert decoder.prepare(6, 6)
+        assert made == ["triton"]
+
+    @pytest.mark.parametrize("record", [True, False])
+    def test_where_one_fails_the_next_is_taken(self, decoder_by, made, noise, caplog, record):
+        decoder = decoder_by(triton=broken_layers, compiled=MAKERS["gpu"])
+        expected = [by_stock(decoder._vae, noise(1, 16, *size)) for size in ((8, 8), (6, 6))]
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            assert decoder.prepare(8, 8, record=record)
+        assert "no kernel of our own here" in caplog.text
+        stock_calls: list[int] = []
+        decoder._vae.decoder.register_forward_hook(lambda *_: stock_calls.append(1))
+        for size, picture in zip(((8, 8), (6, 6)), expected, strict=True):  # the second was not prepared
+            assert torch.allclose(decoder.decode(noise(1, 16, *size))[0], picture, atol=1e-5)
+        assert (stock_calls, made) == ([], ["triton", "compiled"])
+
+    def test_each_makes_its_layers_once_for_all_sizes(self, decoder_by, made):
+        decoder = decoder_by(triton=broken_layers, compiled=MAKERS["gpu"])
+        assert all(decoder.prepare(*size) for size in ((8, 8), (6, 6), (6, 8)))
+        assert made == ["triton", "compiled"]
+
+    def test_one_that_cannot_even_be_made_is_passed_over(self, decoder_by, made, noise):
+        def missing() -> Any:
+            raise ImportError("no compiler here")
+
+        decoder = decoder_by(triton=broken_layers, compiled=missing, eager=MAKERS["gpu"])
+        assert decoder.prepare(8, 8)
+        assert made == ["triton", "compiled", "eager"]
+
+    def test_where_all_fail_the_stock_module_decodes(self, decoder_by, noise):
+        decoder = decoder_by(triton=broken_layers, compiled=broken_layers)
+        assert not decoder.prepare(8, 8)
+        assert not decoder.is_prepared(8, 8)
+        latents = noise(1, 16, 8, 8)
+        assert torch.equal(decoder.decode(latents)[0], by_stock(decoder._vae, latents))
+
+
+class TestUsualWays:
+    """On a device that is not here."""
+
+    CUDA = torch.device("cuda")
+
+    @pytest.fixture
+    def triton(self, monkeypatch) -> Any:
+        """A stand-in for our own kernels' module: Triton itself comes with torch's builds for GPUs alone."""
+        functions = Functions()
+        module = ModuleType("triton_decoder")
+        module.triton_functions = lambda: functions  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "zimage_ui.generator.fast.triton_decoder", module)
+        monkeypatch.setattr(vae_module, "has_triton", lambda device: device.type == "cuda")
+        return functions
+
+    def test_kernels_of_our_own_come_before_compiled_ones(self, triton):
+        first, second = vae_module._ways_on(self.CUDA)
+        assert first()._functions is triton
+        assert second is vae_module._compiled
+
+    def test_without_triton_all_is_compiled(self, monkeypatch):
+        monkeypatch.setattr(vae_module, "has_triton", lambda _: False)
+        assert vae_module._ways_on(self.CUDA) == (vae_module._compiled,)
+
+    def test_a_triton_that_cannot_be_loaded_is_none(self, triton, monkeypatch, caplog):
+        monkeypatch.setitem(sys.modules, "zimage_ui.generator.fast.triton_decoder", None)
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            assert vae_module._ways_on(self.CUDA) == (vae_module._compiled,)
+        assert "decoding does without kernels of our own" in caplog.text
+
+    def test_a_cpu_has_its_own_layers(self, triton):
+        assert vae_module._ways_on(CPU) == (CpuLayers,)
 
 
 def test_another_kind_of_decoder_is_left_to_the_stock_module(stock, noise, caplog):

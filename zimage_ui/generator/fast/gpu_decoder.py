@@ -1,7 +1,8 @@
 """The layers of a VAE decoder on a GPU: channels_last, tensor cores for all convolutions, one pass for what is between.
 
 A convolution leaves its bias to the kernel that reads its result next (cuDNN's own is a pass of its own for many
-shapes): that is what `pending` means here. Between the convolutions run the compiled functions of `group_norm`.
+shapes): that is what `pending` means here. Between the convolutions run the functions of `group_norm`: as kernels of
+our own (`triton_decoder`), or compiled.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _CHANNELS = 8
 
 
 class Functions(NamedTuple):
-    """What runs between the convolutions, compiled or not; see `group_norm` and `wide_attention`."""
+    """What runs between the convolutions, in torch's operations, compiled or in kernels of our own.
+
+    See `group_norm` and `wide_attention`.
+    """
 
     measure: Callable[..., Any] = group_norm.measure
     normalise: Callable[..., Any] = group_norm.normalise

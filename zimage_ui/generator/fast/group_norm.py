@@ -5,9 +5,10 @@ A decoder's planes are far larger than any cache, so what a norm costs is the by
 normalised, passed through SiLU and written: 11 GB, about 4 ms of an H100's memory. The stock modules copy the picture
 to another layout, normalise it, and read and write it again for SiLU.
 
-Each function here is one compiled kernel (or one and a tiny one), for any number of pixels. What belongs to a channel
-alone (the bias of the convolution before, the norm's weight and bias, mean and deviation) has become one factor and
-one summand before the large pass. Everything is computed in fp32; only what is written is rounded.
+Each function here is one kernel (or one and a tiny one), for any number of pixels: one of our own (`triton_decoder`),
+or a compiled one. What belongs to a channel alone (the bias of the convolution before, the norm's weight and bias, mean
+and deviation) has become one factor and one summand before the large pass. Everything is computed in fp32; only what is
+written is rounded.
 """
 
 from __future__ import annotations

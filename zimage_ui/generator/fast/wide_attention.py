@@ -34,7 +34,7 @@ def wide_attention(
         query: of one dtype with `key` and `value`.
         key: see `query`.
         value: see `query`.
-        probabilities: the function of that name here, or a compiled one.
+        probabilities: the function of that name here, compiled or not, or that of `triton_decoder`.
     """
     scale = query.shape[-1] ** -0.5
     slices = query.split(max(_SCORES // len(key), 1))
