@@ -15,7 +15,7 @@ from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.decoding import decode
 from zimage_ui.generator.encoding import without_last_layer
 from zimage_ui.generator.engine import Engine
-from zimage_ui.generator.fast.text_encoder import FastTextEncoder, encode_tokens
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder, encode_tokens, usual_ways
 from zimage_ui.generator.fast.vae import FastDecoder
 from zimage_ui.generator.fast.wide_attention import wide_attention
 from zimage_ui.generator.loading import load_components
@@ -116,18 +116,19 @@ class TestTextEncoder:
             return without_last_layer(components.text_encoder).to(CUDA)
 
     @pytest.mark.parametrize("tokens", [5, 32, 61])
-    def test_is_no_further_from_exact_than_stock(self, text_encoder, tokens):
+    @pytest.mark.parametrize("ways", [slice(None), slice(-1, None)], ids=["as usual", "compiled"])
+    def test_is_no_further_from_exact_than_stock(self, text_encoder, tokens, ways):
         ids = list(range(3, 3 + tokens))
         theirs = encode_tokens(text_encoder, ids, CUDA)
         exact = encode_tokens(deepcopy(text_encoder).float(), ids, CUDA)
-        encoder = FastTextEncoder(text_encoder, CUDA)
+        encoder = FastTextEncoder(text_encoder, CUDA, ways=usual_ways(text_encoder, CUDA)[ways])
         assert encoder.prepare(tokens)
         ours = encoder.encode(ids)
         assert ours.shape == exact.shape
         assert distance(ours, exact) <= 1.1 * distance(theirs, exact)
 
-    def test_lengths_are_compiled_once(self, text_encoder):
-        encoder = FastTextEncoder(text_encoder, CUDA)
+    def test_without_kernels_of_our_own_lengths_are_compiled_once(self, text_encoder):
+        encoder = FastTextEncoder(text_encoder, CUDA, ways=usual_ways(text_encoder, CUDA)[-1:])
         encoder.prepare(64)
         before = compilations()
         for tokens in (32, 96, 512):

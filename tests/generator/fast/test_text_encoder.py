@@ -1,6 +1,7 @@
 """The fast text encoder: the stock features of exactly the prompt's tokens, padded, replayed, or with weights away."""
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch._dynamo.testing import CompileCounter
 
 from tests.generator.fast.conftest import ReplayingRecorder
 from zimage_ui.generator.encoding import without_last_layer
+from zimage_ui.generator.fast import text_encoder as module
 from zimage_ui.generator.fast.any_size import compiled
-from zimage_ui.generator.fast.text_encoder import FastTextEncoder, encode_tokens, run_layer
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder, Layer, encode_tokens, run_layer, usual_ways
 
 pytestmark = pytest.mark.model
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_in_16_bit_it_is_no_further_from_exact_than_stock(text_encoder, distance
 def test_a_layer_is_compiled_once_for_all_lengths(text_encoder):
     counter = CompileCounter()
     layer = compiled(run_layer, varying={0: (0,), 2: (0,), 3: (0,)}, backend=counter)
-    encoder = FastTextEncoder(text_encoder, CPU, layer=layer)
+    encoder = FastTextEncoder(text_encoder, CPU, ways=[lambda: layer])
     for tokens in (64, 32, 96, 512):
         encoder.encode(ids_of(tokens))
     assert counter.frame_count == 1
@@ -151,7 +153,7 @@ class TestWithARecorder:
     def test_what_fails_is_encoded_by_the_stock_module_from_then_on(self, encoder, stock_calls, caplog, monkeypatch):
         encoder.prepare(10)
 
-        def fail(rows: torch.Tensor) -> torch.Tensor:
+        def fail(*_: Any) -> torch.Tensor:
             raise RuntimeError("cannot compile anew")
 
         monkeypatch.setattr(encoder, "_run", fail)
@@ -172,3 +174,122 @@ class TestWithARecorder:
         assert "no compiler here" in caplog.text
         encoder.encode(ids_of(10))
         assert stock_calls == [1]
+
+
+class TestWays:
+    """Of making a layer, with a recorder; each layer tells when it runs."""
+
+    @pytest.fixture
+    def recorder(self) -> ReplayingRecorder:
+        return ReplayingRecorder()
+
+    @pytest.fixture
+    def ran(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def way(self, ran) -> Callable[[str], Callable[[], Layer]]:
+        def named(name: str) -> Callable[[], Layer]:
+            def layer(*arguments: Any) -> torch.Tensor:
+                ran.append(name)
+                return run_layer(*arguments)
+
+            return lambda: layer
+
+        return named
+
+    def test_the_first_that_works_is_used_for_all_lengths_and_no_other_is_made(
+        self, text_encoder, stock_calls, recorder, ran, way
+    ):
+        def unwanted() -> Layer:
+            raise AssertionError("nobody asked for this")
+
+        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, [way("ours"), unwanted])
+        assert encoder.prepare(20)
+        assert encoder.prepare(20)
+        encoder.encode(ids_of(20))
+        encoder.encode(ids_of(50))
+        assert (set(ran), recorder.recorded, stock_calls) == ({"ours"}, 1, [])
+
+    def test_one_that_cannot_be_made_or_fails_is_logged_and_followed_by_the_next(
+        self, text_encoder, stock_calls, recorder, ran, way, distance, caplog
+    ):
+        def unmakable() -> Layer:
+            raise ImportError("no such compiler")
+
+        def failing(*_: Any) -> torch.Tensor:
+            raise RuntimeError("no kernel for this card")
+
+        expected = encode_tokens(text_encoder, ids_of(50), CPU)
+        stock_calls.clear()
+        ways = [unmakable, lambda: failing, way("compiled")]
+        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, ways)
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            assert encoder.prepare(20)
+        assert "no such compiler" in caplog.text
+        assert "no kernel for this card" in caplog.text
+        ran.clear()
+        assert distance(encoder.encode(ids_of(50)), expected) < 1e-5  # a length that nobody prepared
+        assert (set(ran), recorder.recorded, stock_calls) == ({"compiled"}, 1, [])
+
+    def test_where_all_fail_the_stock_module_encodes(self, text_encoder, stock_calls, recorder, caplog):
+        def unmakable() -> Layer:
+            raise ImportError("no such compiler")
+
+        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, [unmakable, unmakable])
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            assert not encoder.prepare(20)
+        assert caplog.text.count("no such compiler") >= 2
+        encoder.encode(ids_of(20))
+        assert (recorder.recorded, stock_calls) == (0, [1])
+
+    def test_what_last_worked_serves_lengths_that_nobody_prepared(self, text_encoder, recorder, ran, way):
+        ours = way("ours")()
+
+        def for_short_prompts(*arguments: Any) -> torch.Tensor:
+            if len(arguments[0]) > 32:
+                raise RuntimeError("too long for these kernels")
+            return ours(*arguments)
+
+        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, [lambda: for_short_prompts, way("compiled")])
+        assert encoder.prepare(20)
+        assert encoder.prepare(50)
+        ran.clear()
+        encoder.encode(ids_of(90))
+        assert set(ran) == {"compiled"}
+        ran.clear()
+        encoder.encode(ids_of(20))
+        assert set(ran) == {"ours"}
+
+    @pytest.mark.parametrize(
+        ("device", "dtype", "head_dim", "expected"),
+        [
+            (CUDA, torch.bfloat16, 128, ["_layer_with_triton", "_compiled_layer"]),
+            (CUDA, torch.bfloat16, 48, ["_compiled_layer"]),
+            (CUDA, torch.float16, 128, ["_compiled_layer"]),
+            (CPU, torch.bfloat16, 128, ["_plain_layer"]),
+        ],
+        ids=str,
+    )
+    def test_kernels_of_our_own_come_first_where_they_serve(
+        self, text_encoder, device, dtype, head_dim, expected, monkeypatch
+    ):
+        text_encoder.to(dtype).config.head_dim = head_dim
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        assert [way.__name__ for way in usual_ways(text_encoder, device)] == expected
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert [way.__name__ for way in usual_ways(text_encoder, device)] == expected[-1:]
+
+    def test_nothing_is_compiled_where_an_encoder_is_made(self, text_encoder, recorder, monkeypatch):
+        asked: list[Any] = []
+        monkeypatch.setattr(module, "compiled", lambda *arguments, **_: asked.append(arguments) or run_layer)
+        monkeypatch.setattr(module, "has_triton_parts", lambda *_: False)
+        module._compiled_layer.cache_clear()
+        ways = usual_ways(text_encoder, CUDA)
+        FastTextEncoder(text_encoder, CUDA, lambda: recorder)
+        assert not asked
+        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, ways)
+        assert encoder.prepare(20)
+        assert encoder.prepare(50)
+        module._compiled_layer.cache_clear()
+        assert len(asked) == 1

@@ -2,9 +2,10 @@
 
 A prompt is short, so on a GPU a layer does little but read its weights (7.1 GB in all, 2.4 ms of an H100's memory),
 and what costs time is everything else: launching kernels, and small ones between the matrix products. So queries, keys
-and values are one product and so are gate and up, a layer is compiled once for all layers and lengths, and CUDA graphs
-are recorded for prompts padded to a multiple of 32 tokens. Attention is causal and the padding stands to the right: no
-token of the prompt ever sees it, and no mask is needed.
+and values are one product and so are gate and up, what lies between the products is a few kernels of our own
+(`triton_encoder`) for all layers and lengths, and CUDA graphs are recorded for prompts padded to a multiple of 32
+tokens. Where those kernels do not serve, or fail, a layer is compiled once for all layers and lengths. Attention is
+causal and the padding stands to the right: no token of the prompt ever sees it, and no mask is needed.
 
 Before a length has been prepared, and whenever anything goes wrong, the stock module encodes. It does so, too, while
 its weights live in host memory: then its layers visit the device one by one (`residence`).
@@ -12,8 +13,8 @@ its weights live in host memory: then its layers visit the device one by one (`r
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zimage_ui.generator.fast.any_size import compiled
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
-from zimage_ui.generator.fast.parts import norm
+from zimage_ui.generator.fast.parts import has_triton_parts, norm
 from zimage_ui.generator.fast.projections import fused
 from zimage_ui.generator.fast.shapes import padded
 from zimage_ui.generator.transfers import to_device
@@ -68,6 +69,10 @@ class _EncoderWeights(NamedTuple):
 
     layers: list[LayerWeights]
     frequencies: torch.Tensor
+
+
+# A decoder layer, as `run_layer` is one.
+Layer = Callable[[torch.Tensor, LayerWeights, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def layer_weights(layer: Any) -> LayerWeights:
@@ -139,7 +144,7 @@ class FastTextEncoder:
         text_encoder: Qwen3Model,
         device: torch.device,
         make_recorder: Callable[[], Recorder] | None = None,
-        layer: Callable[..., torch.Tensor] | None = None,
+        ways: Sequence[Callable[[], Layer]] | None = None,
     ) -> None:
         """Keep what encoding needs; weights are fused when they are first used on the device.
 
@@ -147,14 +152,16 @@ class FastTextEncoder:
             text_encoder: for inference, without the layers whose output nobody wants.
             device: where it computes, wherever its weights are just now.
             make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
-            layer: None is `run_layer`, compiled on a GPU.
+            ways: of making the layer, tried in this order until one is recorded; None is `usual_ways`. Where nothing
+                is recorded, the first is taken.
         """
         self._text_encoder = text_encoder
         self._device = device
-        self._layer = layer or (_compiled_layer() if device.type == "cuda" else run_layer)
+        self._ways = tuple(ways or usual_ways(text_encoder, device))
         self._is_supported = _is_plain_qwen3(text_encoder.config)
         self._recordings: Recordings[int] = Recordings(_KEPT_LENGTHS, make_recorder or recorders_for(device))
-        self._runs_layers = not self._recordings.can_record
+        # What last worked, for lengths that nobody prepared; until then the stock module is surer.
+        self._layer = None if self._recordings.can_record else self._ways[0]()
         self._weights: _EncoderWeights | None = None
 
     def encode(self, ids: list[int]) -> torch.Tensor:
@@ -163,13 +170,14 @@ class FastTextEncoder:
         Raises:
             torch.OutOfMemoryError: there is too little memory.
         """
-        if not (self._is_supported and self._runs_layers and self._weights_are_here):
+        layer = self._layer
+        if layer is None or not self._is_supported or not self._weights_are_here:
             return encode_tokens(self._text_encoder, ids, self._device)
         rows = embedded(self._text_encoder, ids, self._device)
         if not self._recordings.can_record:
-            return self._run(rows)
+            return self._run(layer, rows)
         features = attempt(
-            partial(self._encode_padded, rows),
+            partial(self._encode_padded, layer, rows),
             "the stock text encoder encodes from now on",
             but=(torch.OutOfMemoryError,),
         )
@@ -191,9 +199,10 @@ class FastTextEncoder:
         if not self._is_supported or not self._weights_are_here:
             return False
         length = padded(tokens)
-        prepared = self._recordings.prepare(length, partial(self._record, length), f"encoding {length} tokens")
-        self._runs_layers |= prepared
-        return prepared
+        return any(
+            self._recordings.prepare(length, partial(self._record, length, way), f"encoding {length} tokens")
+            for way in self._ways
+        )
 
     def is_prepared(self, tokens: int) -> bool:
         """Whether prompts of so many tokens are encoded by what was prepared for them."""
@@ -212,24 +221,27 @@ class FastTextEncoder:
     def _weights_are_here(self) -> bool:
         return next(self._text_encoder.layers.parameters()).device.type == self._device.type
 
-    def _record(self, length: int, recorder: Recorder) -> RecordedFunction:
+    def _record(self, length: int, way: Callable[[], Layer], recorder: Recorder) -> RecordedFunction:
+        layer = way()
         self._laid_out()  # here, not on the recorder's stream, which would keep the memory to itself
         table = self._text_encoder.embed_tokens.weight
         example = torch.zeros((length, table.shape[1]), device=self._device, dtype=table.dtype)
-        return RecordedFunction(self._run, (example,), recorder)
+        recorded = RecordedFunction(partial(self._run, layer), (example,), recorder)
+        self._layer = layer
+        return recorded
 
-    def _encode_padded(self, rows: torch.Tensor) -> torch.Tensor:
+    def _encode_padded(self, layer: Layer, rows: torch.Tensor) -> torch.Tensor:
         tokens = len(rows)
         filled = functional.pad(rows, (0, 0, 0, padded(tokens) - tokens))
-        run = self._recordings.get(len(filled)) or self._run
+        run = self._recordings.get(len(filled)) or partial(self._run, layer)
         return run(filled)[:tokens]
 
-    def _run(self, rows: torch.Tensor) -> torch.Tensor:
+    def _run(self, layer: Layer, rows: torch.Tensor) -> torch.Tensor:
         laid_out = self._laid_out()
         cosines, sines = rotary_tables(len(rows), laid_out.frequencies)
         with sdpa_kernel(_BACKENDS):
             for weights in laid_out.layers:
-                rows = self._layer(rows, weights, cosines, sines)
+                rows = layer(rows, weights, cosines, sines)
         return self._text_encoder.norm(rows)
 
     def _laid_out(self) -> _EncoderWeights:
@@ -250,6 +262,15 @@ def embedded(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> 
     return to_device(table(to_device(torch.tensor(ids), table.weight.device)), device)
 
 
+def usual_ways(text_encoder: Qwen3Model, device: torch.device) -> tuple[Callable[[], Layer], ...]:
+    """How a layer is made: on a GPU with kernels of our own, where they serve, then compiled; elsewhere neither."""
+    if device.type != "cuda":
+        return (_plain_layer,)
+    dtype, head_dim = text_encoder.dtype, text_encoder.config.head_dim
+    triton = has_triton_parts(dtype, dtype, head_dim, device)
+    return (*([_layer_with_triton] if triton else []), _compiled_layer)
+
+
 def _is_plain_qwen3(config: Any) -> bool:
     """Whether a layer is what `run_layer` computes."""
     return (
@@ -260,5 +281,16 @@ def _is_plain_qwen3(config: Any) -> bool:
     )
 
 
-def _compiled_layer() -> Callable[..., torch.Tensor]:
+def _plain_layer() -> Layer:
+    return run_layer
+
+
+def _layer_with_triton() -> Layer:
+    from zimage_ui.generator.fast import triton_encoder
+
+    return triton_encoder.run_layer
+
+
+@cache
+def _compiled_layer() -> Layer:
     return compiled(run_layer, varying={0: (0,), 2: (0,), 3: (0,)})

@@ -318,6 +318,13 @@ def rms_normed(values: torch.Tensor, scale: torch.Tensor, eps: float, reader: Pr
     return activations
 
 
+def normed_rows(rows: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """`parts.norm` of (rows, width), rounded to their dtype."""
+    normed = torch.empty_like(rows)
+    _launch_norm(rows[None], scale, eps, (normed, None), centred=False)
+    return normed
+
+
 def layer_normed(values: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """See `Parts`."""
     normed = torch.empty(values.shape, dtype=values.dtype, device=values.device)  # dense, whatever `values` are
@@ -327,19 +334,17 @@ def layer_normed(values: torch.Tensor, scale: torch.Tensor, eps: float) -> torch
 
 def gated(product: Product, reader: Projection) -> Activations:
     """See `Parts`."""
-    values = _values(product)
-    *before, both = values.shape
-    width, rows = both // 2, values.numel() // both
-    activations, written = _activations((*before, width), reader.form, values.device)
-    if isinstance(product, ScaledProduct):
-        body = triton.next_power_of_2(width) // 2
-        tail = triton.next_power_of_2(width - body)
-        options: dict[str, Any] = {"WIDTH": width, "BODY": body, "TAIL": tail, "num_warps": _HIDDEN_WARPS}
-        _gate_and_round[(rows,)](values, product.rows, product.shares, *written, **options)
-    else:
-        grid = (rows, triton.cdiv(width, _GATE_BLOCK))
-        _gate[grid](values, written[0], WIDTH=width, BLOCK=_GATE_BLOCK, num_warps=_ROW_WARPS)
-    return activations
+    return _gated_and_rounded(product) if isinstance(product, ScaledProduct) else gated_rows(product)
+
+
+def gated_rows(product: torch.Tensor) -> torch.Tensor:
+    """`silu(gate) * up` of (..., 2 * hidden), the gate first, in the dtype of the product."""
+    *before, both = product.shape
+    width = both // 2
+    hidden = torch.empty((*before, width), dtype=product.dtype, device=product.device)
+    grid = (product.numel() // both, triton.cdiv(width, _GATE_BLOCK))
+    _gate[grid](product, hidden, WIDTH=width, BLOCK=_GATE_BLOCK, num_warps=_ROW_WARPS)
+    return hidden
 
 
 def read(values: torch.Tensor, reader: Projection) -> Activations:
@@ -377,6 +382,17 @@ def _launch_norm(
         EIGHT_BIT=written[1] is not None,
         num_warps=_ROW_WARPS,
     )
+
+
+def _gated_and_rounded(product: ScaledProduct) -> Activations:
+    *before, both = product.values.shape
+    width, rows = both // 2, product.values.numel() // both
+    activations, written = _activations((*before, width), FP8, product.values.device)
+    body = triton.next_power_of_2(width) // 2
+    tail = triton.next_power_of_2(width - body)
+    options: dict[str, Any] = {"WIDTH": width, "BODY": body, "TAIL": tail, "num_warps": _HIDDEN_WARPS}
+    _gate_and_round[(rows,)](product.values, product.rows, product.shares, *written, **options)
+    return activations
 
 
 def _values(product: Product) -> torch.Tensor:
