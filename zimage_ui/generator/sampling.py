@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from zimage_ui.errors import GenerationError, JobCancelledError
-from zimage_ui.generator.transfers import to_device
+from zimage_ui.generator.transfers import host_memory, to_device
 from zimage_ui.request import SchedulerName
 
 if TYPE_CHECKING:
@@ -179,9 +179,10 @@ def initial_latents(seeds: Sequence[int], channels: int, height: int, width: int
     Drawn on the CPU, each picture from its own generator: a seed means the same noise on every card and on none, alone
     and at any place of a batch. It is the stock pipeline's noise for a list of CPU generators with these seeds.
     """
-    shape = (1, channels, height, width)
-    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    return to_device(torch.cat(noise), device)
+    noise = host_memory((len(seeds), channels, height, width), device)
+    for picture, seed in zip(noise, seeds, strict=True):
+        torch.randn(picture.shape, generator=torch.Generator("cpu").manual_seed(seed), out=picture)
+    return to_device(noise, device)
 
 
 class StepWatcher(Protocol):

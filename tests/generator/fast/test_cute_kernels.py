@@ -1,5 +1,7 @@
 """The operators around the optional kernels: a compiler takes them whole, and the rest of the block stays as it is."""
 
+import sys
+
 import pytest
 import torch
 
@@ -103,3 +105,34 @@ def test_a_library_is_installed_when_its_module_is_there():
     assert cute_kernels._is_installed("importlib", "metadata")
     assert not cute_kernels._is_installed("importlib", "nothing_of_this_name")
     assert not cute_kernels._is_installed("no_package_of_this_name", "metadata")
+
+
+QUACK = """
+import torch
+compiled = torch.compile(len, dynamic=False), torch.compile(dynamic=False)(len)
+assert {works}
+def gemm_act(): pass
+"""
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_importing_quack_compiles_nothing_and_leaves_the_compiler_as_it_was(tmp_path, monkeypatch, works):
+    (tmp_path / "quack").mkdir()
+    (tmp_path / "quack/__init__.py").write_text("")
+    (tmp_path / "quack/gemm_interface.py").write_text(QUACK.format(works=works))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("quack", "quack.gemm_interface"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    compiler = torch.compile
+    imported = cute_kernels._gemm_act.__wrapped__
+    try:
+        if works:
+            assert imported() is sys.modules["quack.gemm_interface"].gemm_act
+            assert sys.modules["quack.gemm_interface"].compiled == (len, len)
+        else:
+            with pytest.raises(AssertionError):
+                imported()
+    finally:
+        for name in ("quack.gemm_interface", "quack"):
+            sys.modules.pop(name, None)
+    assert torch.compile is compiler

@@ -9,7 +9,6 @@ import torch
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
 from zimage_ui.generator.fast import denoiser
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
-from zimage_ui.generator.fast.product_kernels import ProductKernels
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import EAGER
 from zimage_ui.generator.sampling import StockDenoiser, make_schedule, sample
@@ -200,27 +199,37 @@ class TestPreparation:
         assert "no compiler here" in caplog.text
         assert recorder.recorded == 2  # the pass and its caption
 
-    def test_kernels_are_chosen_ahead_and_not_where_they_are_known(self, transformer, recorder, monkeypatch):
-        asked = []
-        monkeypatch.setattr(denoiser, "fastest_products", lambda products, tokens: asked.append(tokens))
-        monkeypatch.setattr(denoiser, "fastest_gate_tile", lambda *_: None)
-        monkeypatch.setattr(denoiser, "USUAL_PRODUCTS", ProductKernels("of a compiled pass"))
-        ways = [lambda: EAGER._replace(triton=True), lambda: EAGER]
-        fast = FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=ways)
-        fast.choose_kernels(self.SHAPE)
-        assert asked == [16 + 16 + 32]
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """The products whose kernels were asked for, and for how many tokens."""
+        calls = []
+
+        def fastest_product(alike, tokens):
+            calls.append((tuple(alike[0].weight.shape), len(alike), tokens))
+
+        monkeypatch.setattr(denoiser, "fastest_product", fastest_product)
+        return calls
+
+    def test_kernels_are_chosen_ahead_product_by_product_and_not_where_all_is_done(self, recorder, asked):
+        fast = FastTransformer(
+            random_transformer().bfloat16(), CPU, torch.bfloat16, lambda: recorder, ways=[lambda: EAGER]
+        )
+        fast._has_triton = True
+        for piece in fast.kernel_choices(self.SHAPE):
+            piece()
+        assert [shape for shape, _, _ in asked] == [(288, 96), (96, 96), (512, 96), (96, 256)]
+        assert {(count, tokens) for _, count, tokens in asked} == {(2, 16 + 16 + 32)}
         assert recorder.recorded == 0
+        asked.clear()
         assert fast.prepare(self.SHAPE)
-        fast.choose_kernels(self.SHAPE)
-        assert len(asked) == 2
+        for piece in fast.kernel_choices(self.SHAPE):
+            piece()
+        assert asked == []
 
-    def test_choosing_ahead_may_fail(self, transformer, recorder, caplog):
-        def broken():
-            raise RuntimeError("no compiler here")
-
-        fast = FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=[broken])
-        fast.choose_kernels(self.SHAPE)
-        assert "no compiler here" in caplog.text
+    def test_where_a_compiler_multiplies_there_is_nothing_to_choose(self, fast, asked):
+        for piece in fast.kernel_choices(self.SHAPE):
+            piece()
+        assert asked == []
 
     def test_where_every_way_fails_the_picture_is_made_all_the_same(self, transformer, noise, distance, caplog):
         class Broken:

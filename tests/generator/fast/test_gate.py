@@ -59,45 +59,64 @@ def test_where_the_library_is_missing_there_is_nothing_to_choose(feed_forward):
     assert fastest_gate_tile(block_projections(feed_forward), 32, parts) is None
 
 
+def in_turns(times_ms):
+    """Stands in for measuring: the time of each tile, and of `PLAIN`; those without one fail."""
+
+    def in_turns_ms(runs, device):
+        for run in runs.values():
+            run()
+        return {name: times_ms[name] for name in runs if name in times_ms}
+
+    return in_turns_ms
+
+
 @pytest.mark.parametrize(
     ("times_ms", "chosen"),
     [((3.0, 4.0, 2.0, 5.0), GATE_TILES[1]), ((1.0, 4.0, 2.0, 5.0), None), ((3.0, None, None, 2.5), GATE_TILES[2])],
 )
 def test_the_fastest_is_chosen_once_and_what_fails_is_left_out(feed_forward, kernel, monkeypatch, times_ms, chosen):
-    taken = iter(times_ms)
-
-    def median_ms(run, device):
-        took = next(taken)
-        if took is None:
-            raise RuntimeError("no such tile")
-        return took
-
-    monkeypatch.setattr(gate, "median_ms", median_ms)
+    names = (PLAIN, *GATE_TILES)
+    taken = {name: took for name, took in zip(names, times_ms, strict=True) if took is not None}
+    monkeypatch.setattr(gate, "in_turns_ms", in_turns(taken))
     products = block_projections(feed_forward)
-    for _ in range(2):
-        assert fastest_gate_tile(products, 32, parts) == chosen
-    with pytest.raises(StopIteration):
-        fastest_gate_tile(products, 64, parts)
+    assert fastest_gate_tile(products, 32, parts) == chosen
+    monkeypatch.setattr(gate, "in_turns_ms", in_turns({PLAIN: 1.0, GATE_TILES[0]: 0.5}))
+    assert fastest_gate_tile(products, 32, parts) == chosen
+    assert fastest_gate_tile(products, 64, parts) == GATE_TILES[0]
 
 
 def test_the_choice_is_of_the_way_that_was_measured(feed_forward, kernel, monkeypatch):
-    """A compiler's gate and one of our own take different times."""
+    """A compiler's gate and one of our own take different times, and so do the products before them."""
     ours = SimpleNamespace(**vars(parts))
     products = block_projections(feed_forward)
-    for way, fastest in ((parts, 2), (ours, 0)):
-        monkeypatch.setattr(gate, "median_ms", lambda run, device, best=GATE_TILES[fastest]: 1 + (run.args[-1] != best))
-        assert fastest_gate_tile(products, 32, way) == GATE_TILES[fastest]
+    monkeypatch.setattr(gate, "compiled_as_they_come", lambda function: function)
+    for way, by, fastest in ((parts, None, 2), (ours, None, 0), (ours, "another kernel", 1)):
+        monkeypatch.setattr(gate, "in_turns_ms", in_turns({PLAIN: 2.0, GATE_TILES[fastest]: 1.0}))
+        assert fastest_gate_tile(products, 32, way, by) == GATE_TILES[fastest]
+
+
+def test_the_plain_way_is_measured_with_the_kernel_of_its_product(feed_forward, kernel, monkeypatch):
+    asked = []
+
+    def multiplied(projection, activations, by):
+        asked.append(by)
+        return projection(activations)
+
+    monkeypatch.setattr(gate, "multiplied", multiplied)
+    monkeypatch.setattr(gate, "in_turns_ms", in_turns({PLAIN: 1.0}))
+    ours = SimpleNamespace(**vars(parts))
+    assert gate_times_ms(block_projections(feed_forward), 32, ours, "another kernel") == {PLAIN: 1.0}
+    assert asked == ["another kernel"]
 
 
 def test_a_full_memory_says_nothing_of_a_kernel(feed_forward, kernel, monkeypatch):
-    def run_out(run, device):
-        if run.args[-1] in GATE_TILES:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return 1.0
+    def run_out(runs, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(gate, "median_ms", run_out)
+    monkeypatch.setattr(gate, "in_turns_ms", run_out)
     products = block_projections(feed_forward)
     assert fastest_gate_tile(products, 32, parts) is None
-    monkeypatch.setattr(gate, "median_ms", lambda run, device: 0.5 if run.args[-1] == GATE_TILES[2] else 1.0)
+    monkeypatch.setattr(gate, "compiled_as_they_come", lambda function: function)
+    monkeypatch.setattr(gate, "in_turns_ms", in_turns(dict.fromkeys((PLAIN, *GATE_TILES), 1.0) | {GATE_TILES[2]: 0.5}))
     assert set(gate_times_ms(products, 32, parts)) == {PLAIN, *GATE_TILES}
     assert fastest_gate_tile(products, 32, parts) == GATE_TILES[2]

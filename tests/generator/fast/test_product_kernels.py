@@ -1,5 +1,7 @@
 """The choice of kernels for plain products, with kernels that stand in for those of a GPU's libraries."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from zimage_ui.generator.fast.product_kernels import (
     product_times_ms,
 )
 from zimage_ui.generator.fast.projections import block_projections, packed
+from zimage_ui.generator.fast.quantised_rows import ScaledProduct, scaled
 from zimage_ui.generator.fast.rotary import caption_rotary
 from zimage_ui.request import Precision
 
@@ -57,11 +60,12 @@ def asked(monkeypatch):
 def timed(monkeypatch, times_ms):
     """Let a kernel take what `times_ms` says, by its name; what is missing there fails."""
 
-    def median_ms(run, device):
-        run()
-        return times_ms[run.args[-1] or USUAL]
+    def in_turns_ms(runs, device):
+        for run in runs.values():
+            run()
+        return {name: times_ms[name] for name in runs if name in times_ms}
 
-    monkeypatch.setattr(product_kernels, "median_ms", median_ms)
+    monkeypatch.setattr(product_kernels, "in_turns_ms", in_turns_ms)
 
 
 def test_every_kernel_computes_the_product(block, noise, asked):
@@ -74,14 +78,33 @@ def test_every_kernel_computes_the_product(block, noise, asked):
 
 def test_what_is_no_plain_matrix_has_no_choice(block, noise, asked):
     plain = block_projections(block)
+    slowly = lossy(plain, Precision.FP8)
+    slowly = slowly._make(replace(projection, fast_accumulation=False) for projection in slowly)
+    for projections in (packed(plain), lossy(plain, Precision.INT8), slowly):
+        assert fastest_products([plain, projections], 32) == ProductKernels()
     for projections in (packed(plain), lossy(plain, Precision.INT8)):
-        assert fastest_products(projections, 32) == ProductKernels()
         multiplied(projections.output, projections.output.read(noise(1, 32, 96)), FIRST)
     assert asked == []
 
 
+def test_fp8_has_a_choice_and_its_product_is_still_to_be_scaled(block, noise, asked, monkeypatch):
+    projections, values = lossy(block_projections(block), Precision.FP8), noise(2, 7, 96)
+    monkeypatch.setattr(
+        product_kernels.cublaslt, "product", lambda rows, weight, kernel: rows.float() @ weight.float().t()
+    )
+    expected = projections.query_key_value(values)
+    found = multiplied(projections.query_key_value, values, FIRST)
+    assert isinstance(found, ScaledProduct)
+    assert torch.allclose(scaled(found), scaled(expected), rtol=1e-2)
+    assert found.shares is expected.shares
+    timed(monkeypatch, {USUAL: 3.0, FIRST: 2.0})
+    assert fastest_products([projections], 32) == ProductKernels(*[FIRST] * 4)
+    monkeypatch.setattr(product_kernels.cublaslt, "product", lambda rows, weight, kernel: None)
+    assert torch.equal(scaled(multiplied(projections.output, values, FIRST)), scaled(projections.output(values)))
+
+
 def test_the_fastest_of_each_product_is_chosen_once(block, asked, monkeypatch):
-    products = block_projections(block)
+    products = [block_projections(block)] * 2
     timed(monkeypatch, {USUAL: 3.0, FIRST: 2.0, SECOND: 2.5, PRODUCT_TILES[0]: 4.0})
     assert fastest_products(products, 32) == ProductKernels(*[FIRST] * 4)
     timed(monkeypatch, {USUAL: 1.0, FIRST: 2.0, SECOND: 2.5, PRODUCT_TILES[0]: 0.5})
@@ -91,26 +114,27 @@ def test_the_fastest_of_each_product_is_chosen_once(block, asked, monkeypatch):
 
 def test_torchs_own_choice_stays_unless_another_is_clearly_faster(block, asked, monkeypatch):
     timed(monkeypatch, {USUAL: 1.0, FIRST: 0.99, SECOND: 1.5, PRODUCT_TILES[0]: 1.2})
-    assert fastest_products(block_projections(block), 32) == ProductKernels()
+    assert fastest_products([block_projections(block)], 32) == ProductKernels()
 
 
 def test_a_kernel_that_fails_is_left_out_and_a_full_memory_says_nothing(block, asked, monkeypatch):
     projection = block_projections(block).down
     timed(monkeypatch, {USUAL: 3.0, SECOND: 2.0})
-    assert product_times_ms(projection, 32) == {USUAL: 3.0, SECOND: 2.0}
+    assert product_times_ms([projection] * 3, 32) == {USUAL: 3.0, SECOND: 2.0}
+    assert asked == [FIRST] * 3 + [SECOND] * 3 + list(PRODUCT_TILES) * 3
 
-    def run_out(run, device):
+    def run_out(runs, device):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(product_kernels, "median_ms", run_out)
-    assert fastest_products(block_projections(block), 96) == ProductKernels()
+    monkeypatch.setattr(product_kernels, "in_turns_ms", run_out)
+    assert fastest_products([block_projections(block)], 96) == ProductKernels()
     timed(monkeypatch, {USUAL: 3.0, SECOND: 2.0})
-    assert fastest_products(block_projections(block), 96) == ProductKernels(*[SECOND] * 4)
+    assert fastest_products([block_projections(block)], 96) == ProductKernels(*[SECOND] * 4)
 
 
 def test_without_other_kernels_there_is_nothing_to_measure(block, monkeypatch):
-    monkeypatch.setattr(product_kernels, "median_ms", lambda run, device: pytest.fail("measured"))
-    assert fastest_products(block_projections(block), 32) == ProductKernels()
+    monkeypatch.setattr(product_kernels, "in_turns_ms", lambda runs, device: pytest.fail("measured"))
+    assert fastest_products([block_projections(block)], 32) == ProductKernels()
 
 
 def test_a_block_multiplies_by_what_was_chosen(block, transformer, noise, asked, distance):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import Structure, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p, sizeof
+from ctypes import Structure, byref, c_float, c_int, c_int8, c_int32, c_int64, c_size_t, c_uint64, c_void_p, sizeof
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,11 +21,12 @@ import torch
 
 from zimage_ui.generator.fast.attempts import attempt
 
-# cudaDataType_t of what is multiplied; sums are fp32.
-_DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2}
+# cudaDataType_t of what is multiplied, and what the product is rounded to; sums are fp32.
+_DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2, torch.float8_e4m3fn: 28}
+_PRODUCTS = {torch.bfloat16: torch.bfloat16, torch.float16: torch.float16, torch.float8_e4m3fn: torch.bfloat16}
 _FP32, _COMPUTED_IN_FP32 = 0, 68
 # cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
-_TRANSPOSED_FIRST, _MOST_WORKSPACE = 3, 1
+_TRANSPOSED_FIRST, _FAST_ACCUMULATION, _MOST_WORKSPACE = 3, 25, 1
 # cublasLtMatmulAlgoConfigAttributes_t that tell kernels apart: name, number, bytes.
 _CONFIGURATION = (
     ("tile", 1, 4),
@@ -82,7 +83,7 @@ class _Problem(NamedTuple):
 def kernel_names(tokens: int, weight: torch.Tensor) -> tuple[str, ...]:
     """The kernels for so many rows times `weight` (outputs, inputs), the library's favourite first.
 
-    None for what is no GPU's or not of 16 bits, and where the library cannot be asked, which is logged.
+    None for what is no GPU's or not of 16 bits or FP8, and where the library cannot be asked, which is logged.
     """
     problem = _problem(_size(tokens, weight))
     return tuple(problem.algorithms) if problem else ()
@@ -93,11 +94,11 @@ def product(values: torch.Tensor, weight: torch.Tensor, kernel: str) -> torch.Te
 
     Args:
         values: of the weight's dtype.
-        weight: on a GPU.
+        weight: on a GPU. The product of FP8 is bf16, not scaled, and added up in the tensor cores' own precision.
         kernel: of `kernel_names` for any number of rows.
 
     Returns:
-        None where the kernel is none for this number of rows, or a tensor does not lie as all kernels want it.
+        None where the kernel is none for this number of rows, or the tensors are not what all kernels take for granted.
 
     Raises:
         RuntimeError: the library refused.
@@ -105,9 +106,10 @@ def product(values: torch.Tensor, weight: torch.Tensor, kernel: str) -> torch.Te
     rows = values.flatten(0, -2)
     problem = _problem(_size(len(rows), weight))
     algorithm = problem.algorithms.get(kernel) if problem else None
-    if problem is None or algorithm is None or not (_is_plain(rows) and _is_plain(weight)):
+    fits = rows.dtype == weight.dtype and _is_plain(rows) and _is_plain(weight)
+    if problem is None or algorithm is None or not fits:
         return None
-    answer = rows.new_empty(len(rows), len(weight))
+    answer = rows.new_empty(len(rows), len(weight), dtype=_PRODUCTS[weight.dtype])
     device, address = weight.device, c_void_p(answer.data_ptr())
     one, zero = c_float(1.0), c_float(0.0)
     stream = torch.cuda.current_stream(device).cuda_stream
@@ -142,9 +144,12 @@ def _described(size: _Size) -> _Problem:
     yes, most = c_int32(1), c_size_t(_WORKSPACE_BYTES)
     _call("cublasLtMatmulDescCreate", byref(description), _COMPUTED_IN_FP32, _FP32)
     _call("cublasLtMatmulDescSetAttribute", description, _TRANSPOSED_FIRST, byref(yes), c_size_t(sizeof(yes)))
+    if size.dtype == torch.float8_e4m3fn:
+        fast = c_int8(1)
+        _call("cublasLtMatmulDescSetAttribute", description, _FAST_ACCUMULATION, byref(fast), c_size_t(sizeof(fast)))
     weight = _layout(size.dtype, size.inputs, size.outputs)
     values = _layout(size.dtype, size.inputs, size.tokens)
-    answer = _layout(size.dtype, size.outputs, size.tokens)
+    answer = _layout(_PRODUCTS[size.dtype], size.outputs, size.tokens)
     _call("cublasLtMatmulPreferenceCreate", byref(preference))
     _call("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, byref(most), c_size_t(sizeof(most)))
     proposals, count = (_Proposal * _MOST_KERNELS)(), c_int()

@@ -83,9 +83,7 @@ def gated_product(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torc
     Returns:
         (..., outputs).
     """
-    from quack.gemm_interface import gemm_act
-
-    _, gated = gemm_act(
+    _, gated = _gemm_act()(
         values.flatten(0, -2),
         weight.t(),
         activation="swiglu",
@@ -105,9 +103,7 @@ def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
 @torch.library.custom_op("zimage_ui::tiled_product", mutates_args=(), device_types="cuda")
 def tiled_product(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
     """`values` (..., inputs) times `weight` (outputs, inputs), (..., outputs), in tiles of `PRODUCT_TILES`."""
-    from quack.gemm_interface import gemm_act
-
-    _, product = gemm_act(
+    _, product = _gemm_act()(
         values.flatten(0, -2), weight.t(), activation=None, store_preact=False, tuned=False, config=_configuration(tile)
     )
     return product.view(*values.shape[:-1], -1)
@@ -116,6 +112,27 @@ def tiled_product(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torc
 @tiled_product.register_fake
 def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
     return values.new_empty((*values.shape[:-1], weight.shape[0]))
+
+
+@cache
+def _gemm_act() -> Any:
+    """The product with an activation of quack.
+
+    While it is imported quack compiles helpers for formats that are none of ours, and torch imports its compiler for
+    that, two seconds. They stay uncompiled.
+    """
+    compiler = torch.compile
+    torch.compile = _left_alone  # type: ignore[assignment]
+    try:
+        from quack.gemm_interface import gemm_act
+    finally:
+        torch.compile = compiler
+    return gemm_act
+
+
+def _left_alone(function: Any = None, **options: Any) -> Any:
+    """`torch.compile`, as a decorator with options or without, that does nothing."""
+    return (lambda decorated: decorated) if function is None else function
 
 
 @cache  # quack knows a configuration again by its identity

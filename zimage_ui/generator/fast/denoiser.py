@@ -24,7 +24,8 @@ from zimage_ui.generator.fast.gate import fastest_gate_tile
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.parts import has_triton_parts
-from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, fastest_products
+from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, fastest_product, fastest_products
+from zimage_ui.generator.fast.projections import BlockProjections
 from zimage_ui.generator.fast.recently_used import RecentlyUsed
 from zimage_ui.generator.fast.rotary import Rotary, shape_rotary
 from zimage_ui.generator.fast.rounding import RoundedBlocks
@@ -94,6 +95,8 @@ class FastTransformer:
             self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
         self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
+        form, head_dim = self.network.form, self.network.heads_shape[1]
+        self._has_triton = form is not None and has_triton_parts(form, dtype, head_dim, device)
         self._ways = self._usual_ways() if ways is None else tuple(ways)
         self._trusts_triton = False
         make_recorder = make_recorder or recorders_for(device)
@@ -141,10 +144,19 @@ class FastTransformer:
                 return True
         return False
 
-    def choose_kernels(self, shape: DenoiserShape) -> None:
-        """Measure what `shape` is denoised by the fastest, so that `prepare` is short; nothing where that is known."""
-        if self._passes.can_record and shape not in self._passes:
-            attempt(lambda: self._plan(shape, self._ways[0]()), f"kernels for {shape} are not chosen ahead")
+    def kernel_choices(self, shape: DenoiserShape) -> tuple[Callable[[], object], ...]:
+        """What measures by which kernels `shape` is denoised the fastest, in pieces, so that `prepare` is short.
+
+        Each costs nothing where its choice is known.
+        """
+        tokens = shape.pictures * shape.tokens
+        pieces = [partial(fastest_product, alike, tokens) for alike in zip(*self._products, strict=True)]
+        return tuple(partial(self._choose_ahead, shape, piece) for piece in pieces)
+
+    @torch.inference_mode()
+    def _choose_ahead(self, shape: DenoiserShape, choose: Callable[[], object]) -> None:
+        if self._has_triton and self._passes.can_record and shape not in self._passes:
+            choose()
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""
@@ -187,17 +199,19 @@ class FastTransformer:
         """The fastest pass of `functions`."""
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
         backend = self._backend(functions) or fastest_backend(attention_shape, self._dtype, self._device)
-        products = self.network.refiner[0].projections  # like all others, and never streamed
         tokens = shape.pictures * shape.tokens
         # A compiler takes no product but torch's.
-        by = fastest_products(products, tokens) if functions.triton else USUAL_PRODUCTS
-        gate_tile = fastest_gate_tile(products, tokens, functions.parts, by.gate_up)
+        by = fastest_products(self._products, tokens) if functions.triton else USUAL_PRODUCTS
+        gate_tile = fastest_gate_tile(self._products[0], tokens, functions.parts, by.gate_up)
         return PassPlan(shape, self._rotary(shape), backend, functions, gate_tile, by)
 
+    @property
+    def _products(self) -> list[BlockProjections]:
+        """Those that kernels are measured with: like all others, and never streamed."""
+        return [weights.projections for weights in self.network.refiner]
+
     def _usual_ways(self) -> tuple[Callable[[], StepFunctions], ...]:
-        form, head_dim = self.network.form, self.network.heads_shape[1]
-        triton = form is not None and has_triton_parts(form, self._dtype, head_dim, self._device)
-        return (*([lambda: TRITON] if triton else []), _compiled, lambda: EAGER)
+        return (*([lambda: TRITON] if self._has_triton else []), _compiled, lambda: EAGER)
 
     def _backend(self, functions: StepFunctions) -> AttentionBackend | None:
         """The attention that goes with `functions`; None where any does."""

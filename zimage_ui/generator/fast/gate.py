@@ -14,14 +14,13 @@ import torch
 from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast import parts as torch_parts
 from zimage_ui.generator.fast.any_size import compiled_as_they_come
-from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_gated_product
 from zimage_ui.generator.fast.parts import Parts
 from zimage_ui.generator.fast.product_kernels import multiplied
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
 from zimage_ui.generator.fast.quantised_rows import Activations
-from zimage_ui.generator.fast.timing import median_ms
+from zimage_ui.generator.fast.timing import in_turns_ms
 
 # The projection's own product, then the gate.
 PLAIN = "plain"
@@ -65,7 +64,7 @@ def fastest_gate_tile(products: BlockProjections, tokens: int, parts: Parts, ker
 
 
 def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts, kernel: str | None = None) -> dict[str, float]:
-    """The time of the `PLAIN` way, by `parts`, and of each tile of quack's kernel that works, in ms.
+    """The time under load of the `PLAIN` way, by `parts`, and of each tile of quack's kernel that is near it, in ms.
 
     Args:
         products: of a block, plain.
@@ -80,10 +79,6 @@ def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts, kernel:
     weight = products.gate_up.weight
     values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
     plain = compiled_as_they_come(gated) if parts is torch_parts else gated
-    times_ms = {PLAIN: median_ms(partial(plain, products, values, parts, kernel=kernel), weight.device)}
-    for tile in GATE_TILES:
-        timed = partial(median_ms, partial(gated, products, values, parts, tile, kernel=kernel), weight.device)
-        taken = attempt(timed, f"quack's gated product by {tile} is left out", but=(torch.OutOfMemoryError,))
-        if taken is not None:
-            times_ms[tile] = taken
-    return times_ms
+    runs = {PLAIN: partial(plain, products, values, parts, kernel=kernel)}
+    runs |= {tile: partial(gated, products, values, parts, tile, kernel=kernel) for tile in GATE_TILES}
+    return in_turns_ms(runs, weight.device)

@@ -100,6 +100,10 @@ class EightBitProjection(ABC):
         """`values` (..., inputs) in eight bits."""
         return quantise(values, self.stored)
 
+    def rows(self, activations: Activations) -> QuantisedRows:
+        """`activations` in eight bits, where they are not yet."""
+        return activations if isinstance(activations, QuantisedRows) else self.read(activations)
+
     def fill(self, part: int, matrix: torch.Tensor) -> None:
         """Round `matrix`, (outputs / parts, inputs), on its own device, to its place."""
         self.unit.fill_(1)  # here: a streamed layer was laid out in host memory since it was made, and nothing copied
@@ -115,9 +119,6 @@ class EightBitProjection(ABC):
     @classmethod
     @abstractmethod
     def _scales_shape(cls, outputs: int, parts: int) -> tuple[int, ...]: ...
-
-    def _rows(self, activations: Activations) -> QuantisedRows:
-        return activations if isinstance(activations, QuantisedRows) else self.read(activations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Fp8Projection(EightBitProjection):
 
     def __call__(self, activations: Activations) -> ScaledProduct:
         """One matrix product by the device's own library, to be scaled by what reads it."""
-        rows = self._rows(activations)
+        rows = self.rows(activations)
         product = self._product(rows.values.flatten(0, -2)).view(*rows.values.shape[:-1], -1)
         return ScaledProduct(product, rows.scales, self.scales)
 
@@ -176,7 +177,7 @@ class Int8Projection(EightBitProjection):
 
     def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by the device's own library."""
-        rows = self._rows(activations)
+        rows = self.rows(activations)
         sums = torch._int_mm(rows.values.flatten(0, -2), self.weight.t())
         # In place: uncompiled, each further copy of the largest product is 377 MB at 1024 x 1024. A compiler scales it
         # in whatever kernel reads it next.

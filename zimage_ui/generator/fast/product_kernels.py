@@ -1,25 +1,28 @@
-"""Which kernel multiplies by a block's plain matrices: measured for each number of tokens, and remembered.
+"""Which kernel multiplies by a block's matrices, plain or in FP8: measured for each number of tokens, and remembered.
 
-torch takes what cuBLASLt proposes first. Measured on an H100 in bursts, another of its proposals, or quack's product in
-tiles of 192 x 192, takes 2 to 17 % less for most sizes: how many thread blocks a product falls into, and what is left
-over in the last round of them, is a matter of the very number of tokens.
+torch takes what cuBLASLt proposes first. On an H100 at its power limit, another of its proposals takes 3 to 11 % less
+for most of the sizes, quack's product in tiles of 192 x 192 for some: how many thread blocks a product falls into, what
+is left over in the last round of them and what multiplies nothing, is a matter of the very number of tokens. 4160 are
+26 times 160, and tiles of 128 x 160 are the fastest there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 
 from zimage_ui.generator.fast import cublaslt, cute_kernels
-from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES, has_tiled_product
+from zimage_ui.generator.fast.lossy_projections import Fp8Projection
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection
-from zimage_ui.generator.fast.quantised_rows import Activations, Product
-from zimage_ui.generator.fast.timing import median_ms
+from zimage_ui.generator.fast.quantised_rows import Activations, Product, ScaledProduct
+from zimage_ui.generator.fast.timing import in_turns_ms
+
+_Matrix = PlainProjection | Fp8Projection
 
 # The projection's own product.
 USUAL = "torch"
@@ -39,48 +42,68 @@ USUAL_PRODUCTS = ProductKernels()
 
 def multiplied(projection: Projection, activations: Activations, kernel: str | None = None) -> Product:
     """What `projection` makes of `activations`, by `kernel` if that is one for its matrix and so many tokens."""
-    if kernel is None or not isinstance(projection, PlainProjection) or not isinstance(activations, torch.Tensor):
+    if kernel is None:
         return projection(activations)
-    if kernel in PRODUCT_TILES:
-        return cute_kernels.tiled_product(activations, projection.weight, kernel)
-    product = cublaslt.product(activations, projection.weight, kernel)
-    return projection(activations) if product is None else product
+    if isinstance(projection, Fp8Projection):
+        rows = projection.rows(activations)
+        product = _product(rows.values, projection.weight, kernel)
+        return projection(rows) if product is None else ScaledProduct(product, rows.scales, projection.scales)
+    if isinstance(projection, PlainProjection) and isinstance(activations, torch.Tensor):
+        product = _product(activations, projection.weight, kernel)
+        return projection(activations) if product is None else product
+    return projection(activations)
 
 
-def fastest_products(products: BlockProjections, tokens: int) -> ProductKernels:
-    """The fastest kernels for so many tokens."""
-    return ProductKernels(*(_fastest(projection, tokens) for projection in products))
+def fastest_products(blocks: Sequence[BlockProjections], tokens: int) -> ProductKernels:
+    """The fastest kernels for so many tokens; `blocks` are alike, and several, as no cache holds a whole model."""
+    return ProductKernels(*(fastest_product(alike, tokens) for alike in zip(*blocks, strict=True)))
 
 
-def product_times_ms(projection: PlainProjection, tokens: int) -> dict[str, float]:
-    """The time of each kernel that works for so many tokens, `USUAL` first, in ms.
-
-    Raises:
-        torch.OutOfMemoryError: there is no room to measure.
-    """
-    weight = projection.weight
-    values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    times_ms = {}
-    for kernel in _candidates(weight, tokens):
-        run: Callable[[], object] = partial(multiplied, projection, values, None if kernel == USUAL else kernel)
-        timed = partial(median_ms, run, weight.device)
-        taken = attempt(timed, f"{kernel} is left out", but=(torch.OutOfMemoryError,))
-        if taken is not None:
-            times_ms[kernel] = taken
-    return times_ms
-
-
-def _fastest(projection: Projection, tokens: int) -> str | None:
-    if not isinstance(projection, PlainProjection):
+def fastest_product(alike: Sequence[Projection], tokens: int) -> str | None:
+    """The fastest kernel of one product, of which `alike` are those of several blocks."""
+    matrices = [projection for projection in alike if _has_choice(projection)]
+    if len(matrices) < len(alike):
         return None
-    weight = projection.weight
+    weight = matrices[0].weight
     candidates = _candidates(weight, tokens)
     if len(candidates) == 1:
         return None
     question = f"product of {tokens} tokens, {weight.shape[1]} to {weight.shape[0]}, {weight.dtype}"
-    measure = partial(product_times_ms, projection, tokens)
+    measure = partial(product_times_ms, matrices, tokens)
     chosen = kernel_choices().choose(question, candidates, measure, weight.device)
     return None if chosen == USUAL else chosen
+
+
+def product_times_ms(alike: Sequence[_Matrix], tokens: int) -> dict[str, float]:
+    """The time under load, of all of `alike` together, of each kernel that works and is near the fastest, in ms.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room to measure.
+    """
+    weight = alike[0].weight
+    activations = alike[0].read(torch.randn(1, tokens, weight.shape[1], device=weight.device))
+    runs = {
+        kernel: partial(_all_multiplied, alike, activations, None if kernel == USUAL else kernel)
+        for kernel in _candidates(weight, tokens)
+    }
+    return in_turns_ms(runs, weight.device)
+
+
+def _has_choice(projection: Projection) -> TypeGuard[_Matrix]:
+    """Other kernels add FP8 up as fast as they can."""
+    fast = isinstance(projection, Fp8Projection) and projection.fast_accumulation
+    return fast or isinstance(projection, PlainProjection)
+
+
+def _all_multiplied(alike: Sequence[_Matrix], activations: Activations, kernel: str | None) -> None:
+    for projection in alike:
+        multiplied(projection, activations, kernel)
+
+
+def _product(values: torch.Tensor, weight: torch.Tensor, kernel: str) -> torch.Tensor | None:
+    if kernel in PRODUCT_TILES:
+        return cute_kernels.tiled_product(values, weight, kernel)
+    return cublaslt.product(values, weight, kernel)
 
 
 def _candidates(weight: torch.Tensor, tokens: int) -> tuple[str, ...]:

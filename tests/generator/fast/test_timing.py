@@ -1,0 +1,119 @@
+"""Measuring in turns, with a clock that stands in for a card: kernels are faster after a pause than at work."""
+
+import pytest
+import torch
+
+from zimage_ui.generator.fast import timing
+from zimage_ui.generator.fast.timing import in_turns_ms, median_ms
+
+CPU = torch.device("cpu")
+
+
+class Card:
+    """Takes for each kernel one time while it is fresh, and another after 40 ms of work."""
+
+    def __init__(self):
+        self.now_ms = 0.0
+        self.recorders = 0
+        self.replayed = {}
+
+    def kernel(self, name, fresh_ms, tired_ms):
+        def run():
+            self.replayed[name] = self.replayed.get(name, 0) + 1
+            self.now_ms += fresh_ms if self.now_ms < 40 else tired_ms
+
+        return run
+
+
+class Mark:
+    """Where the card's clock stands."""
+
+    def __init__(self, card):
+        self.at_ms = card.now_ms
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return other.at_ms - self.at_ms
+
+
+@pytest.fixture
+def card(monkeypatch):
+    made = Card()
+
+    class Recorder:
+        def __init__(self, device, stream):
+            made.recorders += 1
+
+        def record(self, run):
+            run.check() if hasattr(run, "check") else None
+            return run, None
+
+    monkeypatch.setattr(timing, "CudaRecorder", Recorder)
+    monkeypatch.setattr(timing, "_stream", lambda device: None)
+    monkeypatch.setattr(timing, "_mark", lambda: Mark(made))
+    return made
+
+
+def failing(error):
+    def run():
+        pytest.fail("what cannot be recorded is not replayed")
+
+    def check():
+        raise error
+
+    run.check = check
+    return run
+
+
+def test_one_is_timed_by_its_median(card):
+    assert median_ms(card.kernel("only", 0.5, 0.7), CPU) == pytest.approx(0.5)
+
+
+def test_what_counts_is_the_time_at_work(card):
+    """The hare is the fastest after a pause; at work the tortoise is."""
+    runs = {"hare": card.kernel("hare", 0.9, 1.2), "tortoise": card.kernel("tortoise", 1.0, 1.1)}
+    assert in_turns_ms(runs, CPU) == pytest.approx({"hare": 1.2, "tortoise": 1.1})
+    assert card.recorders == 1
+
+
+def test_the_hopeless_are_not_measured_for_long(card):
+    runs = {
+        "good": card.kernel("good", 1.0, 1.1),
+        "better": card.kernel("better", 0.95, 1.0),
+        "hopeless": card.kernel("hopeless", 2.0, 2.0),
+    }
+    assert in_turns_ms(runs, CPU) == pytest.approx({"good": 1.1, "better": 1.0})
+    assert card.replayed["hopeless"] < card.replayed["good"] / 3
+
+
+def test_one_that_is_far_ahead_needs_no_turns(card):
+    runs = {"only": card.kernel("only", 1.0, 1.0), "slow": card.kernel("slow", 3.0, 3.0)}
+    assert in_turns_ms(runs, CPU) == pytest.approx({"only": 1.0, "slow": 3.0})
+
+
+def test_each_has_its_turn_for_as_long(card):
+    runs = {"short": card.kernel("short", 0.1, 0.1), "long": card.kernel("long", 0.11, 0.11)}
+    in_turns_ms(runs, CPU)
+    assert card.replayed["short"] == pytest.approx(card.replayed["long"] * 1.1, rel=0.1)
+
+
+def test_what_cannot_be_recorded_is_left_out_and_spoils_nothing(card, caplog):
+    runs = {
+        "first": card.kernel("first", 1.0, 1.0),
+        "broken": failing(RuntimeError("no such tile")),
+        "second": card.kernel("second", 0.9, 0.9),
+    }
+    assert set(in_turns_ms(runs, CPU)) == {"first", "second"}
+    assert "broken is left out: RuntimeError: no such tile" in caplog.text
+    assert card.recorders == 2
+
+
+def test_where_nothing_works_nothing_is_answered(card):
+    assert in_turns_ms({"broken": failing(RuntimeError("no such tile"))}, CPU) == {}
+
+
+def test_a_full_memory_is_the_callers(card):
+    with pytest.raises(torch.OutOfMemoryError):
+        in_turns_ms({"large": failing(torch.OutOfMemoryError("CUDA out of memory."))}, CPU)
