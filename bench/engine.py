@@ -96,7 +96,8 @@ class Bench:
     def _measure_ready(self) -> None:
         engine_parts.read_through(self._folder)
         for mode in self._modes:
-            self._turns.measure(("ready", mode), partial(twice, engine_parts.ready_generator, self._folder, mode))
+            start = partial(engine_parts.ready_generator, self._folder, mode, self._warm_sizes)
+            self._turns.measure(("ready", mode), partial(twice, start))
         if engine_parts.can_serve():
             self._turns.measure(("ready", "served"), partial(twice, engine_parts.ready_served, self._folder))
         else:
@@ -177,7 +178,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=15, help="rounds of sizes and instruments [15]")
     parser.add_argument("--pictures", type=int, default=50, help="of steady [50]")
     parser.add_argument("--prompt-seed", type=int, default=1, help="of the words of all prompts [1]")
-    parser.add_argument("--warm-only", action="store_true", help="warm the measured sizes alone; 'ready' warms all")
+    parser.add_argument("--warm-only", action="store_true", help="warm the measured sizes alone; the server warms all")
     parser.add_argument("--sequential", action="store_true", help="one player in memory at a time; no taking turns")
     options = completed(parser.parse_args(arguments), "engine")
     options.players = options.players or list(TINY_PLAYERS if options.tiny else USUAL_PLAYERS)

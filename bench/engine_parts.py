@@ -164,10 +164,18 @@ def memory_alone(
     return figures
 
 
-def ready_generator(folder: Path, mode: str) -> Figures:
-    """From process start to a warm generator, without a server, in a process of its own."""
+def ready_generator(folder: Path, mode: str, warm_sizes: Sequence[Size] = ()) -> Figures:
+    """From process start to a warm generator, without a server, in a process of its own.
+
+    Args:
+        folder: of the model.
+        mode: of ours.
+        warm_sizes: to prepare; none are those of the model's profile.
+    """
     begun, seen = time.perf_counter(), {}
     command = [sys.executable, "-m", "bench.ready", str(folder), "--mode", mode]
+    if warm_sizes:
+        command += ["--sizes", *map(size_name, warm_sizes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:

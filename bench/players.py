@@ -99,7 +99,7 @@ class Ours:
         """
         begun = time.perf_counter()
         self._generator = ZImageGenerator(str(folder), embedding_cache_bytes=_MIB, **options)
-        with _profiles_of(warm_sizes):
+        with profiles_of(warm_sizes):
             self.info = self._generator.load(lambda _: None)
         loaded = time.perf_counter()
         self._generator.warmup(lambda _: None)
@@ -132,7 +132,7 @@ class Ours:
         self._generator.close()
 
 
-def _profiles_of(sizes: Sequence[Size]) -> AbstractContextManager[Any]:
+def profiles_of(sizes: Sequence[Size]) -> AbstractContextManager[Any]:
     """While it is entered, every profile has these sizes; none change nothing."""
     from zimage_ui.generator.profiles import PROFILES
 

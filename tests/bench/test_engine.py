@@ -109,8 +109,9 @@ class TestATinyModelOnTheCpu:
         assert set(self.stored(folder)["parts"]["sizes"]["96x64"]) == {"stock"}
         assert "RuntimeError: no compiler" in capsys.readouterr().out
 
-    def test_a_generator_becomes_ready_in_a_process_of_its_own(self, folder: Path):
-        seen = engine_parts.ready_generator(folder, "exact")["seconds_to"]
+    @pytest.mark.parametrize("warm_sizes", [[], [(96, 64), (64, 64)]], ids=["all sizes", "some sizes"])
+    def test_a_generator_becomes_ready_in_a_process_of_its_own(self, folder: Path, warm_sizes: list[tuple[int, int]]):
+        seen = engine_parts.ready_generator(folder, "exact", warm_sizes)["seconds_to"]
         assert list(seen) == ["imported", "loaded", "ready", "prepared"]
         assert sorted(seen.values()) == list(seen.values())
 

@@ -39,8 +39,13 @@ def import_engine() -> None:
         folder = keep_compiled(device.name)
         if folder is not None:
             kernel_choices().keep_in(folder)
+    import torch
+
     import zimage_ui.generator.engine
     import zimage_ui.generator.loading  # noqa: F401
+    from zimage_ui.generator.fast.cute_kernels import import_ahead
+
+    import_ahead(torch.device(device.torch_name))
 
 
 class ZImageGenerator:

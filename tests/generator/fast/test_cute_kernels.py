@@ -108,31 +108,64 @@ def test_a_library_is_installed_when_its_module_is_there():
 
 
 QUACK = """
-import torch
+import threading, torch
 compiled = torch.compile(len, dynamic=False), torch.compile(dynamic=False)(len)
-assert {works}
+elsewhere = []
+other = threading.Thread(target=lambda: elsewhere.append(torch.compile(max, backend="eager")))
+other.start()
+other.join()
+assert {works}, "no tensor cores"
 def gemm_act(): pass
 """
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_importing_quack_compiles_nothing_and_leaves_the_compiler_as_it_was(tmp_path, monkeypatch, works):
-    (tmp_path / "quack").mkdir()
-    (tmp_path / "quack/__init__.py").write_text("")
-    (tmp_path / "quack/gemm_interface.py").write_text(QUACK.format(works=works))
+@pytest.fixture
+def quack(tmp_path, monkeypatch):
+    """Puts a library of that name where it is found; whether it can be imported is the argument."""
+    names = ("quack", "quack.gemm_interface", "flash_attn", "flash_attn.cute")
+
+    def put(*, works):
+        for package, module in (names[0], "gemm_interface"), (names[2], "cute"):
+            (tmp_path / package).mkdir()
+            (tmp_path / package / "__init__.py").write_text("")
+            (tmp_path / package / f"{module}.py").write_text(QUACK.format(works=works) if package == "quack" else "")
+
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("quack", "quack.gemm_interface"):
+    cute_kernels._is_installed.cache_clear()
+    for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
+    yield put
+    for name in names:
+        sys.modules.pop(name, None)
+    cute_kernels._is_installed.cache_clear()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_importing_quack_compiles_nothing_and_leaves_the_compiler_as_it_was(quack, works):
+    quack(works=works)
     compiler = torch.compile
-    imported = cute_kernels._gemm_act.__wrapped__
-    try:
-        if works:
-            assert imported() is sys.modules["quack.gemm_interface"].gemm_act
-            assert sys.modules["quack.gemm_interface"].compiled == (len, len)
-        else:
-            with pytest.raises(AssertionError):
-                imported()
-    finally:
-        for name in ("quack.gemm_interface", "quack"):
-            sys.modules.pop(name, None)
+    if works:
+        assert cute_kernels._gemm_act() is sys.modules["quack.gemm_interface"].gemm_act
+        assert sys.modules["quack.gemm_interface"].compiled == (len, len)
+        assert sys.modules["quack.gemm_interface"].elsewhere != [max], "another thread has its compiler"
+    else:
+        with pytest.raises(AssertionError, match="no tensor cores"):
+            cute_kernels._gemm_act()
     assert torch.compile is compiler
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_both_are_imported_ahead_where_they_serve(quack, monkeypatch, works):
+    quack(works=works)
+    assert cute_kernels.import_ahead(torch.device("cpu")) is None
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: 9)
+    compiler = torch.compile
+    thread = cute_kernels.import_ahead(torch.device("cuda"))
+    thread.join()
+    assert torch.compile is compiler
+    assert ("flash_attn.cute" in sys.modules) is works
+    if works:
+        assert cute_kernels._gemm_act() is sys.modules["quack.gemm_interface"].gemm_act
+    else:
+        with pytest.raises(AssertionError, match="no tensor cores"):
+            cute_kernels._gemm_act()

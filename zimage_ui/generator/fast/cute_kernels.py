@@ -7,6 +7,9 @@ without CUDA's toolkit, and it serves every number of tokens.
 
 # No `from __future__ import annotations`: torch reads the signatures of operators.
 import importlib.util
+import sys
+import threading
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ import torch
 # The architecture of H100 and H200.
 HOPPER = 9
 _DTYPES = (torch.bfloat16, torch.float16)
+_importing = threading.Lock()
 _COPIED_VALUES = 8  # of 2 bytes, in the 16 that Hopper's copy engine moves at least
 
 
@@ -114,25 +118,53 @@ def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
     return values.new_empty((*values.shape[:-1], weight.shape[0]))
 
 
-@cache
+def import_ahead(device: torch.device) -> threading.Thread | None:
+    """Import what `device` has of both libraries, on a thread of its own: with CUTLASS below them that takes seconds.
+
+    A start reads weights meanwhile. What fails fails again where it is needed, and is told there.
+
+    Returns:
+        The thread; None where neither is for this device.
+    """
+    if architecture(device) < HOPPER:
+        return None
+    thread = threading.Thread(target=_import_all, name="import-kernels", daemon=True)
+    thread.start()
+    return thread
+
+
+def _import_all() -> None:
+    with suppress(Exception):
+        if _is_installed("quack", "gemm_interface"):
+            _gemm_act()
+        if _is_installed("flash_attn", "cute"):
+            importlib.import_module("flash_attn.cute")
+
+
 def _gemm_act() -> Any:
     """The product with an activation of quack.
 
     While it is imported quack compiles helpers for formats that are none of ours, and torch imports its compiler for
     that, two seconds. They stay uncompiled.
     """
-    compiler = torch.compile
-    torch.compile = _left_alone  # type: ignore[assignment]
+    with _importing:  # one at a time: whoever came second would keep what stands in for the compiler for its own
+        module = sys.modules.get("quack.gemm_interface") or _imported_uncompiled("quack.gemm_interface")
+    return module.gemm_act
+
+
+def _imported_uncompiled(name: str) -> Any:
+    compiler, here = torch.compile, threading.get_ident()
+
+    def compile_elsewhere(function: Any = None, **options: Any) -> Any:
+        if threading.get_ident() != here:
+            return compiler(function, **options)
+        return (lambda decorated: decorated) if function is None else function
+
+    torch.compile = compile_elsewhere  # type: ignore[assignment]
     try:
-        from quack.gemm_interface import gemm_act
+        return importlib.import_module(name)
     finally:
         torch.compile = compiler
-    return gemm_act
-
-
-def _left_alone(function: Any = None, **options: Any) -> Any:
-    """`torch.compile`, as a decorator with options or without, that does nothing."""
-    return (lambda decorated: decorated) if function is None else function
 
 
 @cache  # quack knows a configuration again by its identity
