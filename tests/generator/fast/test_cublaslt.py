@@ -1,4 +1,4 @@
-"""cuBLASLt where it is not: no kernels, and no product but torch's. What it is on a GPU, tests/gpu shows."""
+"""cuBLASLt where it is not, and by a library that stands in for it. What it is on a GPU, tests/gpu shows."""
 
 import ctypes
 import logging
@@ -9,6 +9,68 @@ import torch
 from zimage_ui.generator.fast import cublaslt
 
 pytestmark = pytest.mark.model
+
+CUDA = torch.device("cuda:0")
+TILE, SPLITS = 1, 2
+
+
+class Library:
+    """Proposes kernels as tiles, split in so many sums, with so many bytes of workspace; all else it takes.
+
+    Attributes:
+        tiles: (tile, splits, bytes), the best first.
+        asked: the most bytes of workspace that it was asked for, call by call.
+        refused: what it answers when it has nothing to propose.
+    """
+
+    def __init__(self, *tiles, refused=15):
+        self.tiles, self.refused, self.asked = tiles, refused, []
+
+    def __getattr__(self, name):
+        return lambda *arguments: 0
+
+    def cublasLtMatmulPreferenceSetAttribute(self, preference, attribute, value, size):  # noqa: N802
+        self.asked.append(value._obj.value)
+        return 0
+
+    def cublasLtMatmulAlgoGetHeuristic(self, *arguments):  # noqa: N802
+        *_, most, proposals, count = arguments
+        fitting = [tile for tile in self.tiles if tile[2] <= self.asked[-1]][:most]
+        for place, (tile, splits, size) in enumerate(fitting):
+            proposals[place].algorithm.data[TILE], proposals[place].algorithm.data[SPLITS] = tile, splits
+            proposals[place].workspace_bytes = size
+        count._obj.value = len(fitting)
+        return 0 if fitting else self.refused
+
+    def cublasLtMatmulAlgoConfigGetAttribute(self, algorithm, attribute, value, size, written):  # noqa: N802
+        value._obj.value = algorithm._obj.data[attribute] if attribute in (TILE, SPLITS) else 0
+        return 0
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """Puts a library in the place of CUDA's; nothing is remembered of other tests, nor by them."""
+    caches = (cublaslt._problem, cublaslt._handle)
+
+    def forget():
+        for cached in caches:
+            cached.cache_clear()
+
+    def put(stand_in):
+        monkeypatch.setattr(cublaslt, "_library", lambda: stand_in)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
+    forget()
+    yield put
+    forget()
+
+
+def proposed():
+    """The tiles and workspaces of the kernels for 32 tokens and a matrix of 16 x 8."""
+    problem = cublaslt._problem(cublaslt._Size(32, 16, 8, torch.bfloat16, CUDA))
+    names = [name.split() for name in problem.algorithms] if problem else []
+    return [(int(name[name.index("tile") + 1]), int(name[name.index("workspace") + 1])) for name in names]
 
 
 def test_a_cpu_has_no_kernels_of_it(noise):
@@ -25,37 +87,63 @@ def test_a_proposal_is_laid_out_as_the_header_says():
     assert cublaslt._Proposal.waves.offset == 76
 
 
-@pytest.fixture
-def forgetful():
-    """Nothing is remembered of other tests, nor by them."""
-    caches = (cublaslt._problem, cublaslt._library, cublaslt._handle)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+def test_kernels_that_need_no_workspace_are_asked_for_too_and_named_once(library):
+    stand_in = Library((29, 1, 4), (209, 1, 0), (21, 1, 0))
+    library(stand_in)
+    assert proposed() == [(29, 4), (209, 0), (21, 0)]
+    assert [most == 0 for most in stand_in.asked] == [False, True]
 
 
-@pytest.mark.parametrize("fault", ["no library", "a refusal"])
-def test_a_library_that_cannot_be_asked_is_told_of_once(monkeypatch, caplog, forgetful, fault):
-    class Refusing:
-        def __getattr__(self, name):
-            return lambda *arguments: 15
+def test_one_tile_with_and_without_a_workspace_is_two_kernels(library):
+    library(Library((29, 1, 4), (29, 1, 0)))
+    assert proposed() == [(29, 4), (29, 0)]
 
+
+def test_sums_that_are_split_are_left_out(library):
+    library(Library((29, 3, 4), (209, 1, 0), (21, 2, 0)))
+    assert proposed() == [(209, 0)]
+
+
+def test_where_all_need_a_workspace_the_others_are_none(library):
+    library(Library((29, 1, 4)))
+    assert proposed() == [(29, 4)]
+
+
+def test_a_library_without_a_kernel_is_no_fault(library, caplog):
+    library(Library())
+    assert proposed() == []
+    assert not caplog.records
+
+
+class Refusing:
+    def __getattr__(self, name):
+        return lambda *arguments: 14
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "told"),
+    [
+        (Refusing(), "cublasLtMatmulDescCreate answered 14"),
+        (Library(refused=14), "cublasLtMatmulAlgoGetHeuristic answered 14"),
+    ],
+    ids=["a refusal", "no proposals"],
+)
+def test_a_library_that_fails_is_told_of_once(library, caplog, stand_in, told):
+    library(stand_in)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert proposed() == []
+    (record,) = caplog.records
+    assert "torch's choice of kernels" in record.message
+    assert told in record.message
+
+
+def test_a_library_that_is_missing_is_told_of_once(library, monkeypatch, caplog):
     def missing():
         raise OSError("libcublasLt.so.13: cannot open shared object file")
 
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
-    monkeypatch.setattr(cublaslt, "_library", missing if fault == "no library" else Refusing)
-    monkeypatch.setattr(cublaslt._library, "cache_clear", lambda: None, raising=False)
-    weight = torch.empty(16, 8, dtype=torch.bfloat16, device="meta")
-    monkeypatch.setattr(
-        cublaslt, "_size", lambda tokens, weight: cublaslt._Size(tokens, 16, 8, weight.dtype, torch.device("cuda:0"))
-    )
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert cublaslt.kernel_names(32, weight) == ()
+    monkeypatch.setattr(cublaslt, "_library", missing)
+    for _ in range(2):
+        assert proposed() == []
     (record,) = caplog.records
-    assert "torch's choice of kernels" in record.message
-    assert ("libcublasLt.so.13" if fault == "no library" else "cublasLtMatmulDescCreate answered 15") in record.message
+    assert "libcublasLt.so.13" in record.message

@@ -25,6 +25,8 @@ from zimage_ui.generator.fast.attempts import attempt
 _DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2, torch.float8_e4m3fn: 28}
 _PRODUCTS = {torch.bfloat16: torch.bfloat16, torch.float16: torch.float16, torch.float8_e4m3fn: torch.bfloat16}
 _FP32, _COMPUTED_IN_FP32 = 0, 68
+# cublasStatus_t
+_SUCCESS, _NOT_SUPPORTED = 0, 15
 # cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
 _TRANSPOSED_FIRST, _FAST_ACCUMULATION, _MOST_WORKSPACE = 3, 25, 1
 # cublasLtMatmulAlgoConfigAttributes_t that tell kernels apart: name, number, bytes.
@@ -140,8 +142,8 @@ def _problem(size: _Size) -> _Problem | None:
 
 
 def _described(size: _Size) -> _Problem:
-    description, preference = c_void_p(), c_void_p()
-    yes, most = c_int32(1), c_size_t(_WORKSPACE_BYTES)
+    description = c_void_p()
+    yes = c_int32(1)
     _call("cublasLtMatmulDescCreate", byref(description), _COMPUTED_IN_FP32, _FP32)
     _call("cublasLtMatmulDescSetAttribute", description, _TRANSPOSED_FIRST, byref(yes), c_size_t(sizeof(yes)))
     if size.dtype == torch.float8_e4m3fn:
@@ -150,16 +152,31 @@ def _described(size: _Size) -> _Problem:
     weight = _layout(size.dtype, size.inputs, size.outputs)
     values = _layout(size.dtype, size.inputs, size.tokens)
     answer = _layout(_PRODUCTS[size.dtype], size.outputs, size.tokens)
+    problem = _Problem(description, weight, values, answer, {})
+    # With the workspace comes a node that clears it before every product, 6 us of an H100: kernels without are asked
+    # for, too, and what they are worth is measured.
+    for most_bytes in (_WORKSPACE_BYTES, 0):
+        for proposal in _proposals(size, problem, most_bytes):
+            problem.algorithms.setdefault(_name(proposal), proposal.algorithm)
+    return problem
+
+
+def _proposals(size: _Size, problem: _Problem, most_bytes: int) -> list[_Proposal]:
+    """The library's, the best first, with so many bytes of workspace at the most; it may have none."""
+    preference, most = c_void_p(), c_size_t(most_bytes)
     _call("cublasLtMatmulPreferenceCreate", byref(preference))
     _call("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, byref(most), c_size_t(sizeof(most)))
     proposals, count = (_Proposal * _MOST_KERNELS)(), c_int()
-    _call(
-        "cublasLtMatmulAlgoGetHeuristic", _handle(size.device), description, weight, values, answer, answer,
-        preference, _MOST_KERNELS, proposals, byref(count),
+    description, weight, values, answer, _ = problem
+    status = _library().cublasLtMatmulAlgoGetHeuristic(
+        _handle(size.device), description, weight, values, answer, answer, preference,
+        _MOST_KERNELS, proposals, byref(count),
     )  # fmt: skip
     _call("cublasLtMatmulPreferenceDestroy", preference)
-    usable = [each.algorithm for each in proposals[: count.value] if each.state == 0 and not _splits(each.algorithm)]
-    return _Problem(description, weight, values, answer, {_name(algorithm): algorithm for algorithm in usable})
+    if status not in (_SUCCESS, _NOT_SUPPORTED):
+        raise RuntimeError(f"cublasLtMatmulAlgoGetHeuristic answered {status}.")
+    found = proposals[: count.value]
+    return [each for each in found if each.state == _SUCCESS and not _splits(each.algorithm)]
 
 
 def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
@@ -170,10 +187,10 @@ def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
     return layout
 
 
-def _name(algorithm: _Algorithm) -> str:
+def _name(proposal: _Proposal) -> str:
     """The same for the same kernel, whatever its rank."""
-    told = (f"{name} {_configured(algorithm, number, size)}" for name, number, size in _CONFIGURATION)
-    return f"cublasLt {' '.join(told)}"
+    told = (f"{name} {_configured(proposal.algorithm, number, size)}" for name, number, size in _CONFIGURATION)
+    return f"cublasLt {' '.join(told)} workspace {proposal.workspace_bytes}"
 
 
 def _splits(algorithm: _Algorithm) -> bool:
@@ -191,7 +208,7 @@ def _configured(algorithm: _Algorithm, attribute: int, size: int) -> int:
 def _call(function: str, *arguments: Any) -> None:
     """Call a function of the library; a RuntimeError unless it answers CUBLAS_STATUS_SUCCESS."""
     status = getattr(_library(), function)(*arguments)
-    if status != 0:
+    if status != _SUCCESS:
         raise RuntimeError(f"{function} answered {status}.")
 
 
