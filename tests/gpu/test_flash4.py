@@ -7,7 +7,7 @@ import torch
 
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.test_fast_denoiser import CUDA, SIZES, distance, ours, stock
-from zimage_ui.generator.fast import denoiser, parts, triton_parts
+from zimage_ui.generator.fast import denoiser, parts, timing, triton_parts
 from zimage_ui.generator.fast.attention import AttentionBackend, attention, backend_times_ms
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
 from zimage_ui.generator.fast.denoiser import FastTransformer
@@ -87,14 +87,13 @@ def test_both_can_be_recorded(flash4, quack):
             assert torch.equal(recorded(*inputs), work(*inputs))
 
 
-def test_both_are_timed(flash4, quack):
+def test_both_are_timed(flash4, quack, monkeypatch):
+    monkeypatch.setattr(timing, "_HOPELESS", 1e9)
     assert AttentionBackend.FLASH4 in backend_times_ms((1, 1088, 30, 128), torch.bfloat16, CUDA)
     weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16)
     with torch.inference_mode():
         for way in (parts, triton_parts):
-            times_ms = gate_times_ms(with_gate(weight), 1088, way)
-            assert set(times_ms) <= {PLAIN, *GATE_TILES}
-            assert len(times_ms) >= 2
+            assert set(gate_times_ms(with_gate(weight), 1088, way)) == {PLAIN, *GATE_TILES}
 
 
 @pytest.mark.parametrize("tile", [None, *GATE_TILES])

@@ -182,12 +182,12 @@ class Engine:
         """What `prepare` does, in pieces that are to be called one after the other, and what was done costs nothing.
 
         The first of all shapes is compiled for, which takes seconds; later ones are recorded, about 0.2 s a piece. Once
-        on a machine kernels are measured for each, about half a second a piece.
+        on a machine kernels are measured for each, for up to a second a piece; the first time they are compiled, too.
         """
         latents, plan = self._latents_of(shape), self._plan_of(shape)
         pieces: tuple[Callable[[], object], ...] = (
             partial(self._text_encoder.prepare, shape.caption_tokens),
-            *self._transformer.kernel_choices(latents),
+            *self._transformer.measurements(latents),
             partial(self._transformer.prepare, latents),
             partial(self._decoder.prepare, *_decoded_at_once(latents, plan), record=not plan.streams_transformer),
         )

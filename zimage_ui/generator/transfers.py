@@ -56,8 +56,9 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 def host_memory(shape: Sequence[int], device: torch.device) -> torch.Tensor:
     """An fp32 tensor of anything on the host, to be filled and then copied by `to_device` without another copy.
 
-    It is memory that was pinned before, as in `to_host`. New memory of a megabyte is mapped page by page as it is
-    written to: drawing the noise of 1024 x 1024 into it and copying it twice took 13 ms on one machine.
+    For a GPU it is pinned, and after the first of a size it was so before, as in `to_host`. Ordinary memory of a
+    megabyte is new each time and mapped page by page as it is written to: drawing the noise of 1024 x 1024 there, and
+    copying it twice, took 13 ms on one machine.
     """
     return torch.empty(shape, pin_memory=device.type == "cuda")
 

@@ -3,7 +3,7 @@
 A first pass pays for things that later passes find done: kernels are loaded when first called, cuBLAS and cuDNN choose
 their algorithms by shape, the allocator fetches its memory from the driver. So warming is running: the real stages,
 through to pixels, with all the steps, at the size that the page offers first. Before, on a GPU, that size is prepared:
-the transformer is compiled and recorded for prompts of usual lengths. On a CPU nothing depends on the shape.
+its kernels are made, and all is recorded for prompts of usual lengths. On a CPU nothing depends on the shape.
 All other shapes are prepared while nobody waits (`preparation`).
 """
 

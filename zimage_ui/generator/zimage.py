@@ -39,13 +39,8 @@ def import_engine() -> None:
         folder = keep_compiled(device.name)
         if folder is not None:
             kernel_choices().keep_in(folder)
-    import torch
-
     import zimage_ui.generator.engine
     import zimage_ui.generator.loading  # noqa: F401
-    from zimage_ui.generator.fast.cute_kernels import import_ahead
-
-    import_ahead(torch.device(device.torch_name))
 
 
 class ZImageGenerator:
@@ -80,8 +75,11 @@ class ZImageGenerator:
             SettingsError: the device has no such precision.
         """
         import_engine()
+        import torch
+
         from zimage_ui.generator.compile_cache import note_what_varies
         from zimage_ui.generator.engine import Engine
+        from zimage_ui.generator.fast.cute_kernels import imported_meanwhile
         from zimage_ui.generator.loading import load_components
         from zimage_ui.generator.placement import read_device
         from zimage_ui.generator.precision import check_precision
@@ -89,7 +87,8 @@ class ZImageGenerator:
 
         device = read_device()
         reason = check_precision(self._precision, device)  # before anything is fetched or read
-        components, info = load_components(self._model, progress=progress, precision=self._precision)
+        with imported_meanwhile(torch.device(device.torch_name)):
+            components, info = load_components(self._model, progress=progress, precision=self._precision)
         if device.is_gpu:  # on a CPU nothing is compiled
             note_what_varies(info.fingerprint)
         self._engine = Engine(components, self._embedding_cache_bytes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
+from zimage_ui.generator.fast import block, parts, step
 from zimage_ui.generator.fast import captions as module
 from zimage_ui.generator.fast.captions import Captions
 from zimage_ui.generator.fast.step import StepNetwork
@@ -89,6 +90,39 @@ def test_where_our_own_kernels_fail_others_are_recorded(
     assert "refining captions of 32 tokens could not be prepared: ModuleNotFoundError" in caplog.text
     assert recorder.recorded == 1
     assert distance(captions.refined(noise(9, 24)), stock(noise(9, 24))) < 1e-6
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_recorded_or_not_the_same_kernels_compute(transformer, recorder, monkeypatch, noise, record):
+    """Where layers are streamed nothing is recorded, and a picture has the same bits."""
+    asked = []
+
+    def parts_by(*, triton):
+        asked.append(triton)
+        return parts
+
+    monkeypatch.setattr(module, "has_triton_parts", lambda *_: True)
+    for room in (step, block):
+        monkeypatch.setattr(room, "parts_by", parts_by)
+    captions = made(transformer, recorder)
+    assert captions.prepare(32, record=record)
+    assert recorder.recorded == int(record)
+    asked.clear()
+    captions.refined(noise(9, 24))
+    assert asked
+    assert all(asked)
+    assert captions.release() is record
+
+
+def test_a_length_that_always_fails_is_tried_once_until_all_is_released(transformer, recorder, monkeypatch, caplog):
+    captions = made(transformer, recorder)
+    monkeypatch.setattr(StepNetwork, "refine", None)
+    for _ in range(2):
+        assert not captions.prepare(32)
+    assert caplog.text.count("could not be prepared") == 1
+    captions.release()
+    assert not captions.prepare(32)
+    assert caplog.text.count("could not be prepared") == 2
 
 
 def test_where_nothing_is_recorded_nothing_is_prepared(transformer, noise):

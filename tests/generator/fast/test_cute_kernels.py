@@ -155,17 +155,45 @@ def test_importing_quack_compiles_nothing_and_leaves_the_compiler_as_it_was(quac
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_both_are_imported_ahead_where_they_serve(quack, monkeypatch, works):
+def test_both_are_imported_meanwhile_where_they_serve(quack, monkeypatch, works):
     quack(works=works)
-    assert cute_kernels.import_ahead(torch.device("cpu")) is None
+    with cute_kernels.imported_meanwhile(torch.device("cpu")):
+        pass
+    assert "quack" not in sys.modules
     monkeypatch.setattr(cute_kernels, "architecture", lambda device: 9)
     compiler = torch.compile
-    thread = cute_kernels.import_ahead(torch.device("cuda"))
-    thread.join()
+    with cute_kernels.imported_meanwhile(torch.device("cuda")):
+        pass
     assert torch.compile is compiler
-    assert ("flash_attn.cute" in sys.modules) is works
+    assert "flash_attn.cute" in sys.modules
     if works:
         assert cute_kernels._gemm_act() is sys.modules["quack.gemm_interface"].gemm_act
     else:
         with pytest.raises(AssertionError, match="no tensor cores"):
             cute_kernels._gemm_act()
+
+
+def test_what_fails_while_weights_are_read_is_not_hidden_by_the_imports(quack, monkeypatch):
+    quack(works=True)
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: 9)
+    with pytest.raises(OSError, match="no such folder"), cute_kernels.imported_meanwhile(torch.device("cuda")):
+        raise OSError("no such folder")
+    assert "flash_attn.cute" in sys.modules
+
+
+def test_newer_cards_have_attention_alone(quack, monkeypatch):
+    quack(works=True)
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: 10)
+    with cute_kernels.imported_meanwhile(torch.device("cuda")):
+        pass
+    assert "quack" not in sys.modules
+    assert "flash_attn.cute" in sys.modules
+
+
+def test_a_library_that_breaks_when_it_is_looked_into_is_not_there(quack, tmp_path, monkeypatch, caplog):
+    quack(works=True)
+    (tmp_path / "quack/__init__.py").write_text("raise AttributeError('cutlass has no attribute cute')")
+    monkeypatch.setattr(cute_kernels, "architecture", lambda device: 9)
+    for _ in range(2):
+        assert not has_tiled_product(weight_of(64, 32))
+    assert caplog.text.count("quack is left out: AttributeError: cutlass has no attribute cute") == 1

@@ -210,26 +210,50 @@ class TestPreparation:
         monkeypatch.setattr(denoiser, "fastest_product", fastest_product)
         return calls
 
-    def test_kernels_are_chosen_ahead_product_by_product_and_not_where_all_is_done(self, recorder, asked):
-        fast = FastTransformer(
-            random_transformer().bfloat16(), CPU, torch.bfloat16, lambda: recorder, ways=[lambda: EAGER]
-        )
-        fast._has_triton = True
-        for piece in fast.kernel_choices(self.SHAPE):
+    @pytest.fixture
+    def ours(self, recorder, monkeypatch):
+        """With ways that begin with kernels of our own, which torch's operations stand in for."""
+        monkeypatch.setattr(denoiser, "has_triton_parts", lambda *_: True)
+        monkeypatch.setattr(denoiser, "_compiled", lambda: EAGER)
+        return FastTransformer(random_transformer().bfloat16(), CPU, torch.bfloat16, lambda: recorder)
+
+    def test_kernels_are_measured_product_by_product_and_not_where_all_is_done(self, ours, recorder, asked):
+        for piece in ours.measurements(self.SHAPE):
             piece()
-        assert [shape for shape, _, _ in asked] == [(288, 96), (96, 96), (512, 96), (96, 256)]
+        assert [shape for shape, _, _ in asked[:4]] == [(288, 96), (96, 96), (512, 96), (96, 256)]
         assert {(count, tokens) for _, count, tokens in asked} == {(2, 16 + 16 + 32)}
         assert recorder.recorded == 0
         asked.clear()
-        assert fast.prepare(self.SHAPE)
-        for piece in fast.kernel_choices(self.SHAPE):
+        ours._passes.prepare(self.SHAPE, lambda way, recorder: torch.neg, "a stand-in")
+        for piece in ours.measurements(self.SHAPE):
             piece()
         assert asked == []
 
-    def test_where_a_compiler_multiplies_there_is_nothing_to_choose(self, fast, asked):
-        for piece in fast.kernel_choices(self.SHAPE):
+    def test_where_a_compiler_multiplies_there_is_nothing_to_measure(self, fast, asked):
+        for piece in fast.measurements(self.SHAPE):
             piece()
         assert asked == []
+
+    def test_once_our_own_kernels_have_failed_nothing_is_measured_for_them(self, ours, asked, monkeypatch):
+        def broken():
+            raise RuntimeError("no compiler here")
+
+        monkeypatch.setattr(denoiser, "_with_triton", broken)
+        ours = FastTransformer(random_transformer().bfloat16(), CPU, torch.bfloat16, ReplayingRecorder)
+        assert ours.prepare(self.SHAPE)
+        asked.clear()
+        for piece in ours.measurements(DenoiserShape(10, 14, 32)):
+            piece()
+        assert asked == []
+
+    def test_a_measurement_that_fails_is_logged_and_nothing_else(self, ours, monkeypatch, caplog):
+        def broken(*_):
+            raise AttributeError("module 'cutlass' has no attribute 'cute'")
+
+        monkeypatch.setattr(denoiser, "fastest_product", broken)
+        for piece in ours.measurements(self.SHAPE):
+            piece()
+        assert caplog.text.count("are not measured: AttributeError: module 'cutlass' has no attribute 'cute'") == 4
 
     def test_where_every_way_fails_the_picture_is_made_all_the_same(self, transformer, noise, distance, caplog):
         class Broken:

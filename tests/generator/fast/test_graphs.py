@@ -86,22 +86,26 @@ class TestRecordings:
         return []
 
     @pytest.fixture
-    def recordings(self, made) -> Recordings[int]:
+    def recordings(self, made) -> Recordings[int, str]:
+        return Recordings(2, self.maker(made), ["usual"])
+
+    @staticmethod
+    def maker(made: list[ReplayingRecorder]) -> Callable[[], ReplayingRecorder]:
         def make() -> ReplayingRecorder:
             made.append(ReplayingRecorder())
             return made[-1]
 
-        return Recordings(2, make)
+        return make
 
     @staticmethod
-    def tripled(size: int, recorder: Recorder) -> Callable[..., torch.Tensor]:
+    def tripled(size: int, way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
         return RecordedFunction(lambda a: 3 * a, (torch.zeros(size),), recorder)
 
     @staticmethod
-    def broken(recorder: Recorder) -> Callable[..., torch.Tensor]:
+    def broken(way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
         raise RuntimeError("no compiler here")
 
-    def prepared(self, recordings: Recordings[int], size: int) -> bool:
+    def prepared(self, recordings: Recordings[int, str], size: int) -> bool:
         return recordings.prepare(size, partial(self.tripled, size), f"tripling {size}")
 
     def test_what_is_prepared_runs_and_costs_nothing_again(self, recordings, made, caplog):
@@ -141,25 +145,65 @@ class TestRecordings:
         assert [recorder.recorded for recorder in made] == [0, 1, 1]
 
     def test_what_is_ready_without_a_recording_holds_no_memory(self, recordings, made):
-        assert recordings.prepare(1, lambda recorder: torch.neg, "negating")
+        assert recordings.prepare(1, lambda way, recorder: torch.neg, "negating")
         assert not recordings.release()
         assert 1 not in recordings
 
     def test_those_of_several_parts_share_a_recorder_through_failures(self, made):
-        def make() -> ReplayingRecorder:
-            made.append(ReplayingRecorder())
-            return made[-1]
-
-        shared = SharedRecorder(make)
-        first, second = Recordings[int](2, shared.renewed), Recordings[int](2, shared.renewed)
+        shared = SharedRecorder(self.maker(made))
+        first, second = (Recordings[int, str](2, shared.renewed, ["usual"]) for _ in range(2))
         assert not first.prepare(1, self.broken, "something")
         before = len(made)
         assert self.prepared(first, 1)
         assert self.prepared(second, 1)
         assert (len(made), made[-1].recorded) == (before, 2)
 
+    def tried_for(self, sizes, ways, failing, made):
+        """The ways that are tried for each of `sizes`; one in `failing` fails, alone or with its size."""
+        recordings: Recordings[int, str] = Recordings(8, self.maker(made), ways)
+        tried: list[tuple[int, str]] = []
+
+        def record(size: int, way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
+            tried.append((size, way))
+            if (size, way) in failing or way in failing:
+                raise RuntimeError("no compiler here")
+            return self.tripled(size, way, recorder)
+
+        for size in sizes:
+            recordings.prepare(size, partial(record, size), f"tripling {size}")
+        return tried
+
+    def test_a_way_that_never_worked_is_tried_once_and_the_rest_share_a_recorder(self, made):
+        """Each failure costs time, and a pool of memory of its own for whatever is recorded before the next one."""
+        tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {"ours"}, made)
+        assert tried == [(1, "ours"), (1, "compiled"), (2, "compiled"), (3, "compiled")]
+        assert [recorder.recorded for recorder in made] == [0, 3]
+
+    def test_a_way_that_has_worked_is_tried_for_other_sizes_after_it_failed_for_one(self, made):
+        tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {(2, "ours")}, made)
+        assert tried == [(1, "ours"), (2, "ours"), (2, "compiled"), (3, "ours")]
+
+    def test_the_last_way_is_always_tried(self, made):
+        tried = self.tried_for([1, 2], ["ours", "compiled"], {"ours", (1, "compiled")}, made)
+        assert tried == [(1, "ours"), (1, "compiled"), (2, "compiled")]
+
+    def test_where_memory_is_full_no_other_way_takes_less(self, made, caplog):
+        recordings: Recordings[int, str] = Recordings(8, self.maker(made), ["ours", "compiled"])
+        tried = []
+
+        def record(way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
+            tried.append(way)
+            if len(tried) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return self.tripled(1, way, recorder)
+
+        assert not recordings.prepare(1, record, "tripling")
+        assert "tripling could not be prepared: CUDA out of memory." in caplog.text
+        assert recordings.prepare(1, record, "tripling")
+        assert tried == ["ours", "ours"]
+
     def test_without_a_recorder_nothing_is_ever_prepared(self):
-        recordings: Recordings[int] = Recordings(2, None)
+        recordings: Recordings[int, str] = Recordings(2, None, ["usual"])
         assert not recordings.can_record
         assert not self.prepared(recordings, 1)
         assert not recordings.release()

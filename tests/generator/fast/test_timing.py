@@ -4,23 +4,25 @@ import pytest
 import torch
 
 from zimage_ui.generator.fast import timing
+from zimage_ui.generator.fast.choices import clearly_fastest
 from zimage_ui.generator.fast.timing import in_turns_ms, median_ms
 
 CPU = torch.device("cpu")
 
 
 class Card:
-    """Takes for each kernel one time while it is fresh, and another after 40 ms of work."""
+    """Takes for each kernel one time while it is fresh, and another after some work."""
 
     def __init__(self):
         self.now_ms = 0.0
         self.recorders = 0
         self.replayed = {}
+        self.tires_after_ms = 40
 
     def kernel(self, name, fresh_ms, tired_ms):
         def run():
             self.replayed[name] = self.replayed.get(name, 0) + 1
-            self.now_ms += fresh_ms if self.now_ms < 40 else tired_ms
+            self.now_ms += fresh_ms if self.now_ms < self.tires_after_ms else tired_ms
 
         return run
 
@@ -73,6 +75,7 @@ def test_one_is_timed_by_its_median(card):
 
 def test_what_counts_is_the_time_at_work(card):
     """The hare is the fastest after a pause; at work the tortoise is."""
+    card.tires_after_ms = 120
     runs = {"hare": card.kernel("hare", 0.9, 1.2), "tortoise": card.kernel("tortoise", 1.0, 1.1)}
     assert in_turns_ms(runs, CPU) == pytest.approx({"hare": 1.2, "tortoise": 1.1})
     assert card.recorders == 1
@@ -90,11 +93,20 @@ def test_the_hopeless_are_not_measured_for_long(card):
 
 def test_one_that_is_far_ahead_needs_no_turns(card):
     runs = {"only": card.kernel("only", 1.0, 1.0), "slow": card.kernel("slow", 3.0, 3.0)}
-    assert in_turns_ms(runs, CPU) == pytest.approx({"only": 1.0, "slow": 3.0})
+    assert in_turns_ms(runs, CPU) == pytest.approx({"only": 1.0})
+
+
+def test_the_usual_one_keeps_its_turns_however_slow_it_looks(card):
+    """A card that was idle comes up slowly: the first would seem to be hopeless, and never be chosen again."""
+    runs = {"usual": card.kernel("usual", 2.0, 1.0), "other": card.kernel("other", 1.0, 1.0)}
+    measured = in_turns_ms(runs, CPU)
+    assert list(measured) == ["usual", "other"]
+    assert measured == pytest.approx({"usual": 1.0, "other": 1.0})
+    assert clearly_fastest(measured) == "usual"
 
 
 def test_each_has_its_turn_for_as_long(card):
-    runs = {"short": card.kernel("short", 0.1, 0.1), "long": card.kernel("long", 0.11, 0.11)}
+    runs = {name: card.kernel(name, ms, ms) for name, ms in (("usual", 0.1), ("short", 0.1), ("long", 0.11))}
     in_turns_ms(runs, CPU)
     assert card.replayed["short"] == pytest.approx(card.replayed["long"] * 1.1, rel=0.1)
 

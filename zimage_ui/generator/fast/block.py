@@ -50,7 +50,7 @@ class BlockKernels(NamedTuple):
         gate_tile: the kernel of the gated product (`gate.gated`); None is the projection's own.
         triton: what lies between the products by `triton_parts`, not by `parts`.
         fp8_attention: attention in eight bits, of products in eight bits; with `triton` only.
-        products: the kernels of the plain products.
+        products: the kernels of the products, plain or in FP8.
     """
 
     flash_attention_4: bool = False

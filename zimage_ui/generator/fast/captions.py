@@ -52,8 +52,10 @@ class Captions:
         self._device = device
         self._dtype = dtype
         head_dim = network.heads_shape[1]
-        self._ways = (True, False) if has_triton_parts(dtype, dtype, head_dim, device) else (False,)
-        self._recordings: Recordings[int] = Recordings(_KEPT_LENGTHS, make_recorder)
+        # Whether by kernels of our own.
+        ways = (True, False) if has_triton_parts(dtype, dtype, head_dim, device) else (False,)
+        self._recordings: Recordings[int, bool] = Recordings(_KEPT_LENGTHS, make_recorder, ways)
+        self._refused: set[int] = set()
         self._rotaries: RecentlyUsed[int, torch.Tensor] = RecentlyUsed(_KEPT_LENGTHS)
 
     def refined(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
@@ -63,26 +65,42 @@ class Captions:
         is_real = (torch.arange(tokens, device=self._device) < count)[:, None]
         return (self._recordings.get(tokens) or self._refining(tokens, triton=False))(embeds, is_real)
 
-    def prepare(self, tokens: int) -> bool:
-        """Record what captions of `tokens`, a multiple of 32, need. Costs nothing when it is done.
+    def prepare(self, tokens: int, *, record: bool = True) -> bool:
+        """Have captions of `tokens`, a multiple of 32, refined by kernels of our own where they serve, and record it.
 
-        A failure is logged, and such captions are refined as if nobody had prepared for them.
+        Costs nothing when it is done. A failure is logged, and such captions are refined as if nobody had prepared for
+        them.
+
+        Args:
+            tokens: of the caption, padded.
+            record: False only makes the kernels, which then compute the same. What is recorded keeps memory.
 
         Returns:
             Whether that length is prepared.
         """
+        if tokens in self._refused:
+            return False
         what = f"refining captions of {tokens} tokens"
-        return any(self._recordings.prepare(tokens, partial(self._record, tokens, way), what) for way in self._ways)
+        prepared = self._recordings.prepare(tokens, partial(self._record, tokens, record), what)
+        self._refused |= set() if prepared else {tokens}
+        return prepared
 
     def release(self) -> bool:
         """Drop what was prepared; as `Recordings.release`."""
         self._rotaries.clear()
+        self._refused.clear()
         return self._recordings.release()
 
-    def _record(self, tokens: int, triton: bool, recorder: Recorder) -> RecordedFunction:
+    def _record(
+        self, tokens: int, record: bool, triton: bool, recorder: Recorder
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         embeds = torch.zeros(tokens, self._network.caption_features, dtype=self._dtype, device=self._device)
         is_real = torch.ones(tokens, 1, dtype=torch.bool, device=self._device)
-        return RecordedFunction(self._refining(tokens, triton=triton), (embeds, is_real), recorder)
+        run = self._refining(tokens, triton=triton)
+        if record:
+            return RecordedFunction(run, (embeds, is_real), recorder)
+        run(embeds, is_real)
+        return run
 
     def _refining(self, tokens: int, *, triton: bool) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         rotary = self._rotaries.get(tokens)

@@ -7,6 +7,7 @@ other is clearly faster.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ _Name = TypeVar("_Name", bound=str)
 FILE_NAME = "kernels.json"
 # On a busy card, two measurements of the same kernel differ by about as much.
 _CLEARLY_FASTER = 0.98
+_LONGEST_NAMES = 80
 # What some kernels belong to, or are compiled by.
 _PACKAGES = ("flash-attn-4", "quack-kernels", "nvidia-cutlass-dsl")
 
@@ -62,7 +64,7 @@ class Choices:
         Returns:
             The choice. None, which is not remembered, when nothing works or the device's memory is full.
         """
-        key = f"{_machine(device)}: {question}: {', '.join(candidates)}"
+        key = f"{_machine(device)}: {question}: {_told(candidates)}"
         made = next((candidate for candidate in candidates if candidate == self._made.get(key)), None)
         if made is not None:
             return made
@@ -104,6 +106,14 @@ def clearly_fastest(times_ms: Mapping[_Name, float]) -> _Name:
     """The first that no other beats by 2 %."""
     best_ms = min(times_ms.values())
     return next(candidate for candidate, taken in times_ms.items() if best_ms > _CLEARLY_FASTER * taken)
+
+
+def _told(candidates: Sequence[str]) -> str:
+    """Their names, or what stands for so many that the file would grow by them."""
+    names = ", ".join(candidates)
+    if len(names) <= _LONGEST_NAMES:
+        return names
+    return f"one of {len(candidates)}, {hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
 
 def _read(path: Path) -> dict[str, str]:

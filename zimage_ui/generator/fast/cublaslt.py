@@ -1,8 +1,7 @@
-"""cuBLASLt's kernels for a matrix product, all that it proposes: torch only ever takes the one that it proposes first.
+"""cuBLASLt's kernels for a matrix product, those that it thinks best: torch asks for one.
 
-The library ranks its kernels for a size by a model of the card. On an H100, 1088 tokens, another one than the first
-takes 0.232 ms instead of 0.255 for gate and up of a block, 4160 tokens 0.163 instead of 0.188 for the output: so they
-are measured (`products`), which NVIDIA's own guide recommends for sizes that matter.
+The library ranks its kernels for a size by a model of the card, which does not know at which clock the card will run.
+So they are measured (`product_kernels`), as NVIDIA's own guide recommends for sizes that matter.
 
 Called by ctypes in the very library that torch has loaded. Names and numbers are those of `cublasLt.h`, the same in
 CUDA 12 and 13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api. It counts in columns where torch counts in
@@ -40,10 +39,13 @@ _CONFIGURATION = (
     ("id", 0, 4),
 )
 _SPLITS = (2, 4)
+_OTHERWISE = "products are computed by torch's choice of kernels"
 # Of those proposed for the sizes of this model, no later one was ever worth it.
 _MOST_KERNELS = 8
 # A few bytes by which thread blocks agree on their tiles; sums of split products would be larger.
 _WORKSPACE_BYTES = 2**16
+# In the name of a kernel that was asked for as one without.
+_CLEARING_NOTHING = ", no workspace"
 # What every proposal takes for granted of the tensors.
 _ALIGNMENT_BYTES = 256
 
@@ -81,6 +83,10 @@ class _Problem(NamedTuple):
     answer: c_void_p
     algorithms: dict[str, _Algorithm]
 
+    def algorithm(self, kernel: str) -> _Algorithm | None:
+        """That of `kernel`, which may need a workspace for one number of tokens and none for another."""
+        return self.algorithms.get(kernel) or self.algorithms.get(kernel.removesuffix(_CLEARING_NOTHING))
+
 
 def kernel_names(tokens: int, weight: torch.Tensor) -> tuple[str, ...]:
     """The kernels for so many rows times `weight` (outputs, inputs), the library's favourite first.
@@ -107,7 +113,7 @@ def product(values: torch.Tensor, weight: torch.Tensor, kernel: str) -> torch.Te
     """
     rows = values.flatten(0, -2)
     problem = _problem(_size(len(rows), weight))
-    algorithm = problem.algorithms.get(kernel) if problem else None
+    algorithm = problem.algorithm(kernel) if problem else None
     fits = rows.dtype == weight.dtype and _is_plain(rows) and _is_plain(weight)
     if problem is None or algorithm is None or not fits:
         return None
@@ -135,10 +141,10 @@ def _is_plain(matrix: torch.Tensor) -> bool:
 
 @cache  # a few hundred bytes each, for as many sizes as are ever prepared
 def _problem(size: _Size) -> _Problem | None:
-    if size.device.type != "cuda" or size.dtype not in _DATA_TYPES or torch.version.cuda is None:
+    if size.device.type != "cuda" or size.dtype not in _DATA_TYPES or not _is_there():
         return None
     with torch.cuda.device(size.device):
-        return attempt(lambda: _described(size), "products are computed by torch's choice of kernels")
+        return attempt(lambda: _described(size), _OTHERWISE)
 
 
 def _described(size: _Size) -> _Problem:
@@ -155,9 +161,13 @@ def _described(size: _Size) -> _Problem:
     problem = _Problem(description, weight, values, answer, {})
     # With the workspace comes a node that clears it before every product, 6 us of an H100: kernels without are asked
     # for, too, and what they are worth is measured.
-    for most_bytes in (_WORKSPACE_BYTES, 0):
-        for proposal in _proposals(size, problem, most_bytes):
-            problem.algorithms.setdefault(_name(proposal), proposal.algorithm)
+    clear_something = set()
+    for proposal in _proposals(size, problem, _WORKSPACE_BYTES):
+        problem.algorithms[_name(proposal)] = proposal.algorithm
+        clear_something |= {_name(proposal)} if proposal.workspace_bytes else set()
+    for proposal in _proposals(size, problem, 0):
+        name = _name(proposal)
+        problem.algorithms.setdefault(name + _CLEARING_NOTHING * (name in clear_something), proposal.algorithm)
     return problem
 
 
@@ -189,8 +199,8 @@ def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
 
 def _name(proposal: _Proposal) -> str:
     """The same for the same kernel, whatever its rank."""
-    told = (f"{name} {_configured(proposal.algorithm, number, size)}" for name, number, size in _CONFIGURATION)
-    return f"cublasLt {' '.join(told)} workspace {proposal.workspace_bytes}"
+    told = ((name, _configured(proposal.algorithm, number, size)) for name, number, size in _CONFIGURATION)
+    return f"cublasLt {' '.join(f'{name} {value}' for name, value in told if value)}"
 
 
 def _splits(algorithm: _Algorithm) -> bool:
@@ -210,6 +220,11 @@ def _call(function: str, *arguments: Any) -> None:
     status = getattr(_library(), function)(*arguments)
     if status != _SUCCESS:
         raise RuntimeError(f"{function} answered {status}.")
+
+
+@cache
+def _is_there() -> bool:
+    return torch.version.cuda is not None and attempt(_library, _OTHERWISE) is not None
 
 
 @cache

@@ -9,11 +9,14 @@ without CUDA's toolkit, and it serves every number of tokens.
 import importlib.util
 import sys
 import threading
-from contextlib import suppress
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+
+from zimage_ui.generator.fast.attempts import attempt
 
 # The architecture of H100 and H200.
 HOPPER = 9
@@ -118,53 +121,57 @@ def _(values: torch.Tensor, weight: torch.Tensor, tile: str) -> torch.Tensor:
     return values.new_empty((*values.shape[:-1], weight.shape[0]))
 
 
-def import_ahead(device: torch.device) -> threading.Thread | None:
-    """Import what `device` has of both libraries, on a thread of its own: with CUTLASS below them that takes seconds.
+@contextmanager
+def imported_meanwhile(device: torch.device) -> Iterator[None]:
+    """While it is entered, what `device` has of both libraries is imported on another thread.
 
-    A start reads weights meanwhile. What fails fails again where it is needed, and is told there.
-
-    Returns:
-        The thread; None where neither is for this device.
+    With CUTLASS below them that takes seconds, in which a start reads weights. Left is it when that is done. What fails
+    fails again where it is needed, and is told there.
     """
     if architecture(device) < HOPPER:
-        return None
-    thread = threading.Thread(target=_import_all, name="import-kernels", daemon=True)
+        yield
+        return
+    thread = threading.Thread(target=_import_all, args=(device,), name="import-kernels", daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        thread.join()
 
 
-def _import_all() -> None:
-    with suppress(Exception):
-        if _is_installed("quack", "gemm_interface"):
-            _gemm_act()
-        if _is_installed("flash_attn", "cute"):
-            importlib.import_module("flash_attn.cute")
+def _import_all(device: torch.device) -> None:
+    if architecture(device) == HOPPER and _is_installed("quack", "gemm_interface"):
+        attempt(_gemm_act, "quack is not imported ahead")
+    if _is_installed("flash_attn", "cute"):
+        attempt(partial(importlib.import_module, "flash_attn.cute"), "FlashAttention 4 is not imported ahead")
 
 
 def _gemm_act() -> Any:
-    """The product with an activation of quack.
-
-    While it is imported quack compiles helpers for formats that are none of ours, and torch imports its compiler for
-    that, two seconds. They stay uncompiled.
-    """
+    """The product with an activation of quack."""
     with _importing:  # one at a time: whoever came second would keep what stands in for the compiler for its own
         module = sys.modules.get("quack.gemm_interface") or _imported_uncompiled("quack.gemm_interface")
     return module.gemm_act
 
 
 def _imported_uncompiled(name: str) -> Any:
-    compiler, here = torch.compile, threading.get_ident()
+    """A module whose calls of torch.compile do nothing while it is imported.
 
-    def compile_elsewhere(function: Any = None, **options: Any) -> Any:
-        if threading.get_ident() != here:
-            return compiler(function, **options)
-        return (lambda decorated: decorated) if function is None else function
+    quack compiles helpers then, for formats that are none of ours, and torch imports its compiler for that, which takes
+    two seconds. Other threads have the compiler all the while.
+    """
+    compiler, importing = torch.compile, [threading.get_ident()]
 
-    torch.compile = compile_elsewhere  # type: ignore[assignment]
+    def compile_elsewhere(model: Any = None, **options: Any) -> Any:
+        if threading.get_ident() not in importing:
+            return compiler(model, **options)
+        return (lambda decorated: decorated) if model is None else model
+
+    torch.compile = compile_elsewhere
     try:
         return importlib.import_module(name)
     finally:
         torch.compile = compiler
+        importing.clear()
 
 
 @cache  # quack knows a configuration again by its identity
@@ -195,8 +202,9 @@ def _has_quack_for(weight: torch.Tensor, outputs: int) -> bool:
 
 @cache
 def _is_installed(package: str, module: str) -> bool:
-    try:
-        found = importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.{module}")
-    except ImportError:  # of the package around the module
-        return False
-    return found is not None
+    """Whether `package` has `module`; it runs to be looked into, and may fail in any way."""
+    return bool(attempt(partial(_is_found, package, module), f"{package} is left out"))
+
+
+def _is_found(package: str, module: str) -> bool:
+    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(f"{package}.{module}") is not None

@@ -95,12 +95,12 @@ class FastTransformer:
             self.network.layers.settle(streamed_layers)
         self._modulation = ModulationTables(transformer)
         self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
-        form, head_dim = self.network.form, self.network.heads_shape[1]
-        self._has_triton = form is not None and has_triton_parts(form, dtype, head_dim, device)
-        self._ways = self._usual_ways() if ways is None else tuple(ways)
         self._trusts_triton = False
         make_recorder = make_recorder or recorders_for(device)
-        self._passes: Recordings[DenoiserShape] = Recordings(_KEPT_PASSES, make_recorder)
+        ways = self._usual_ways() if ways is None else ways
+        self._passes: Recordings[DenoiserShape, Callable[[], StepFunctions]] = Recordings(
+            _KEPT_PASSES, make_recorder, ways
+        )
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
         self._captions = Captions(self.network, self._embedder, device, dtype, make_recorder)
 
@@ -137,26 +137,31 @@ class FastTransformer:
         Returns:
             Whether it is prepared.
         """
-        for way in self._ways:
-            if self._passes.prepare(shape, partial(self._record, shape, way), f"denoising {shape}"):
-                if not self.network.layers.streamed:  # what is saved hides behind the copies, too, and memory is scarce
-                    self._captions.prepare(shape.caption_tokens)
-                return True
-        return False
+        prepared = self._passes.prepare(shape, partial(self._record, shape), f"denoising {shape}")
+        if prepared:
+            # As passes are: streamed, the host's time hides behind the copies, and memory is scarce.
+            self._captions.prepare(shape.caption_tokens, record=not self.network.layers.streamed)
+        return prepared
 
-    def kernel_choices(self, shape: DenoiserShape) -> tuple[Callable[[], object], ...]:
-        """What measures by which kernels `shape` is denoised the fastest, in pieces, so that `prepare` is short.
+    def measurements(self, shape: DenoiserShape) -> tuple[Callable[[], None], ...]:
+        """What finds out by which kernels `shape` is denoised the fastest, in pieces, so that `prepare` is short.
 
-        Each costs nothing where its choice is known.
+        Each costs nothing where its choice is known. A failure is logged, and the usual kernel computes.
         """
         tokens = shape.pictures * shape.tokens
-        pieces = [partial(fastest_product, alike, tokens) for alike in zip(*self._products, strict=True)]
-        return tuple(partial(self._choose_ahead, shape, piece) for piece in pieces)
+        products = [partial(fastest_product, alike, tokens) for alike in zip(*self._products, strict=True)]
+        pieces: tuple[Callable[[], object], ...] = (
+            partial(self._fastest_backend, shape, TRITON),
+            *products,
+            partial(self._plan, shape, TRITON),
+        )
+        return tuple(partial(self._measure, shape, piece) for piece in pieces)
 
     @torch.inference_mode()
-    def _choose_ahead(self, shape: DenoiserShape, choose: Callable[[], object]) -> None:
-        if self._has_triton and self._passes.can_record and shape not in self._passes:
-            choose()
+    def _measure(self, shape: DenoiserShape, piece: Callable[[], object]) -> None:
+        usable = self._passes.ways[:1] == (_with_triton,)  # a compiler multiplies by torch alone
+        if usable and self._passes.can_record and shape not in self._passes:
+            attempt(piece, f"kernels for {shape} are not measured")
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""
@@ -197,13 +202,15 @@ class FastTransformer:
 
     def _plan(self, shape: DenoiserShape, functions: StepFunctions) -> PassPlan:
         """The fastest pass of `functions`."""
-        attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
-        backend = self._backend(functions) or fastest_backend(attention_shape, self._dtype, self._device)
-        tokens = shape.pictures * shape.tokens
+        backend, tokens = self._fastest_backend(shape, functions), shape.pictures * shape.tokens
         # A compiler takes no product but torch's.
         by = fastest_products(self._products, tokens) if functions.triton else USUAL_PRODUCTS
         gate_tile = fastest_gate_tile(self._products[0], tokens, functions.parts, by.gate_up)
         return PassPlan(shape, self._rotary(shape), backend, functions, gate_tile, by)
+
+    def _fastest_backend(self, shape: DenoiserShape, functions: StepFunctions) -> AttentionBackend | None:
+        attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)
+        return self._backend(functions) or fastest_backend(attention_shape, self._dtype, self._device)
 
     @property
     def _products(self) -> list[BlockProjections]:
@@ -211,7 +218,9 @@ class FastTransformer:
         return [weights.projections for weights in self.network.refiner]
 
     def _usual_ways(self) -> tuple[Callable[[], StepFunctions], ...]:
-        return (*([lambda: TRITON] if self._has_triton else []), _compiled, lambda: EAGER)
+        form, head_dim = self.network.form, self.network.heads_shape[1]
+        triton = form is not None and has_triton_parts(form, self._dtype, head_dim, self._device)
+        return (*([_with_triton] if triton else []), _compiled, lambda: EAGER)
 
     def _backend(self, functions: StepFunctions) -> AttentionBackend | None:
         """The attention that goes with `functions`; None where any does."""
@@ -282,6 +291,10 @@ class FastDenoiser:
 def caption_length(prompt_embeds: torch.Tensor) -> int:
     """The caption tokens of a `DenoiserShape` for (tokens, features) of a prompt."""
     return padded(len(prompt_embeds))
+
+
+def _with_triton() -> StepFunctions:
+    return TRITON
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from zimage_ui.generator.fast.recently_used import RecentlyUsed
 _log = logging.getLogger(__name__)
 
 _Key = TypeVar("_Key", bound=Hashable)
+_Way = TypeVar("_Way", bound=Hashable)
 _Answer = TypeVar("_Answer")
 
 # The first run compiles, loads kernels and lets libraries choose; the second allocates as all later ones will.
@@ -119,23 +120,33 @@ class RecordedFunction:
         return self._answer.clone()
 
 
-class Recordings(Generic[_Key]):
+class Recordings(Generic[_Key, _Way]):
     """What one part of a model has ready for the sizes in use, by a key for each; and what records it.
 
-    A part prepares a size by a function of a recorder, which answers what then runs that size: a `RecordedFunction`,
-    or any other that keeps no memory.
+    A part prepares a size by a function of a way and a recorder, which answers what then runs that size: a
+    `RecordedFunction`, or any other that keeps no memory.
     """
 
-    def __init__(self, capacity: int, make_recorder: Callable[[], Recorder] | None) -> None:
+    def __init__(self, capacity: int, make_recorder: Callable[[], Recorder] | None, ways: Sequence[_Way]) -> None:
         """Nothing is ready yet.
 
         Args:
             capacity: how many are kept, those that were used last.
             make_recorder: makes what records; None is where nothing is ever prepared.
+            ways: of making what is recorded, tried in this order for each size until one works. One that fails before
+                it has ever worked is not tried again, but for the last: each failure costs time, and a pool of memory
+                that the recordings before and after it do not share.
         """
         self._make_recorder = make_recorder
         self._recorder = make_recorder() if make_recorder else None
+        self._ways = tuple(ways)
+        self._proven: set[_Way] = set()
         self._kept: RecentlyUsed[_Key, Callable[..., torch.Tensor]] = RecentlyUsed(capacity)
+
+    @property
+    def ways(self) -> tuple[_Way, ...]:
+        """Those that are tried, in their order."""
+        return self._ways
 
     @property
     def can_record(self) -> bool:
@@ -149,12 +160,12 @@ class Recordings(Generic[_Key]):
         """What runs `key`, which is thereby used; None if it is not prepared."""
         return self._kept.get(key)
 
-    def prepare(self, key: _Key, record: Callable[[Recorder], Callable[..., torch.Tensor]], what: str) -> bool:
+    def prepare(self, key: _Key, record: Callable[[_Way, Recorder], Callable[..., torch.Tensor]], what: str) -> bool:
         """Have `key` ready. Costs nothing when it is; a failure is logged.
 
         Args:
             key: of what `record` answers.
-            record: makes it, with a recorder.
+            record: makes it, in one of the ways, with a recorder.
             what: is prepared, for the log.
 
         Returns:
@@ -162,14 +173,21 @@ class Recordings(Generic[_Key]):
         """
         if self._recorder is None or key in self._kept:
             return self._recorder is not None
-        begun = time.perf_counter()
-        recorded = attempt(partial(record, self._recorder), f"{what} could not be prepared")
-        if recorded is None:
-            self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
-            return False
-        self._kept.put(key, recorded)
-        _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
-        return True
+        for way in self._ways:
+            begun = time.perf_counter()
+            try:
+                recorded = self._recorded(partial(record, way, self._recorder), what)
+            except torch.OutOfMemoryError as error:  # no other way takes less
+                _log.warning("%s could not be prepared: %s", what, str(error))
+                self._renew_recorder()
+                return False
+            if recorded is not None:
+                self._proven.add(way)
+                self._kept.put(key, recorded)
+                _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
+                return True
+            self._failed(way)
+        return False
 
     def release(self) -> bool:
         """Drop all that is ready.
@@ -181,6 +199,16 @@ class Recordings(Generic[_Key]):
         self._kept.clear()
         self._renew_recorder()  # a pool whose last graph is gone takes no more
         return held_memory
+
+    def _recorded(
+        self, record: Callable[[], Callable[..., torch.Tensor]], what: str
+    ) -> Callable[..., torch.Tensor] | None:
+        return attempt(record, f"{what} could not be prepared", but=(torch.OutOfMemoryError,))
+
+    def _failed(self, way: _Way) -> None:
+        self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
+        if way not in self._proven and way != self._ways[-1]:
+            self._ways = tuple(other for other in self._ways if other != way)
 
     def _renew_recorder(self) -> None:
         if self._make_recorder:

@@ -1,6 +1,6 @@
 """Which kernel multiplies by a block's matrices, plain or in FP8: measured for each number of tokens, and remembered.
 
-torch takes what cuBLASLt proposes first. On an H100 at its power limit, another of its proposals takes 3 to 11 % less
+torch takes what CUDA's library chooses. On an H100 at its power limit, another of its kernels takes 3 to 11 % less
 for most of the sizes, quack's product in tiles of 192 x 192 for some: how many thread blocks a product falls into, what
 is left over in the last round of them and what multiplies nothing, is a matter of the very number of tokens. 4160 are
 26 times 160, and tiles of 128 x 160 are the fastest there.
@@ -55,7 +55,7 @@ def multiplied(projection: Projection, activations: Activations, kernel: str | N
 
 
 def fastest_products(blocks: Sequence[BlockProjections], tokens: int) -> ProductKernels:
-    """The fastest kernels for so many tokens; `blocks` are alike, and several, as no cache holds a whole model."""
+    """The fastest kernels for so many tokens; `blocks` are alike, and several, more than a cache holds."""
     return ProductKernels(*(fastest_product(alike, tokens) for alike in zip(*blocks, strict=True)))
 
 

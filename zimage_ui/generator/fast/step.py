@@ -116,7 +116,7 @@ class PassPlan:
         backend: of the attention; None leaves it to torch.
         functions: what it is made of.
         gate_tile: of the gated product's kernel; None is the plain product (`gate.fastest_gate_tile`).
-        products: the kernels of the plain products (`product_kernels.fastest_products`).
+        products: the kernels of the products (`product_kernels.fastest_products`).
     """
 
     shape: DenoiserShape

@@ -159,7 +159,9 @@ class FastTextEncoder:
         self._device = device
         self._ways = tuple(ways or usual_ways(text_encoder, device))
         self._is_supported = _is_plain_qwen3(text_encoder.config)
-        self._recordings: Recordings[int] = Recordings(_KEPT_LENGTHS, make_recorder or recorders_for(device))
+        self._recordings: Recordings[int, Callable[[], Layer]] = Recordings(
+            _KEPT_LENGTHS, make_recorder or recorders_for(device), self._ways
+        )
         # What last worked, for lengths that nobody prepared; until then the stock module is surer.
         self._layer = None if self._recordings.can_record else self._ways[0]()
         self._weights: _EncoderWeights | None = None
@@ -199,10 +201,7 @@ class FastTextEncoder:
         if not self._is_supported or not self._weights_are_here:
             return False
         length = padded(tokens)
-        return any(
-            self._recordings.prepare(length, partial(self._record, length, way), f"encoding {length} tokens")
-            for way in self._ways
-        )
+        return self._recordings.prepare(length, partial(self._record, length), f"encoding {length} tokens")
 
     def is_prepared(self, tokens: int) -> bool:
         """Whether prompts of so many tokens are encoded by what was prepared for them."""

@@ -68,11 +68,12 @@ class FastDecoder:
         self._vae = vae
         self._device = device
         # Each makes its layers once, when they are first needed: they take memory.
-        self._ways = tuple(cache(partial(_layers_of, vae, way)) for way in ways or _ways_on(device))
-        self._passes: Recordings[_PassKind] = Recordings(_KEPT_SIZES, make_recorder or recorders_for(device))
-        layers = self._ways[0]()
-        if layers is None:
-            self._ways = ()
+        makers = tuple(cache(partial(_layers_of, vae, way)) for way in ways or _ways_on(device))
+        layers = makers[0]()
+        self._passes: Recordings[_PassKind, Callable[[], list[Layer] | None]] = Recordings(
+            _KEPT_SIZES, make_recorder or recorders_for(device), makers
+        )
+        self._is_supported = layers is not None
         # Those that have worked here.
         self._layers = None if self._passes.can_record else layers
 
@@ -95,7 +96,7 @@ class FastDecoder:
             partial(self._run, latents), "the stock VAE decodes from now on", but=(torch.OutOfMemoryError,)
         )
         if picture is None:
-            self._layers, self._ways = None, ()
+            self._layers, self._is_supported = None, False
             self.release()
             return self._vae.decode(latents, return_dict=False)
         return (picture,)
@@ -116,8 +117,10 @@ class FastDecoder:
             Whether that size is prepared; a CPU prepares nothing.
         """
         kind, what = _PassKind(height, width, record), f"decoding {height} x {width} latents"
+        if not self._is_supported:
+            return False
         with _measuring_convolutions():
-            return any(self._passes.prepare(kind, partial(self._record, kind, way), what) for way in self._ways)
+            return self._passes.prepare(kind, partial(self._record, kind), what)
 
     def is_prepared(self, height: int, width: int) -> bool:
         """Whether latents of `height` x `width` are decoded by what was prepared for them."""
