@@ -111,6 +111,22 @@ def test_each_has_its_turn_for_as_long(card):
     assert card.replayed["short"] == pytest.approx(card.replayed["long"] * 1.1, rel=0.1)
 
 
+def test_whoever_comes_next_to_another_is_its_neighbour_in_both_orders(card):
+    """A thrifty kernel lets the clock rise for the one after it: no one has that for itself."""
+    last = []
+
+    def replay(name, ms):
+        def run():
+            card.now_ms += ms * (0.9 if last[-1:] == ["thrifty"] else 1.0)
+            last.append(name)
+
+        return run
+
+    runs = {name: replay(name, 1.0) for name in ("usual", "thrifty", "favoured")}
+    measured = in_turns_ms(runs, CPU)
+    assert measured["usual"] == pytest.approx(measured["favoured"], rel=0.02)
+
+
 def test_what_cannot_be_recorded_is_left_out_and_spoils_nothing(card, caplog):
     runs = {
         "first": card.kernel("first", 1.0, 1.0),

@@ -40,7 +40,7 @@ _CONFIGURATION = (
 )
 _SPLITS = (2, 4)
 _OTHERWISE = "products are computed by torch's choice of kernels"
-# Of those proposed for the sizes of this model, no later one was ever worth it.
+# The library names no more, however many are asked for.
 _MOST_KERNELS = 8
 # A few bytes by which thread blocks agree on their tiles; sums of split products would be larger.
 _WORKSPACE_BYTES = 2**16

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TypeVar
 
@@ -59,20 +59,22 @@ def in_turns_ms(runs: Mapping[_Name, Callable[[], object]], device: torch.device
     if len(near_ms) == 1:
         return near_ms
     turns = {name: math.ceil(_TURN_MS / taken) for name, taken in near_ms.items()}
-    rounds = [_round_ms({name: (replays[name], count) for name, count in turns.items()}) for _ in range(_ROUNDS)]
+    there = [(name, replays[name], count) for name, count in turns.items()]
+    back = there[::-1]  # whoever comes after a thrifty one finds a higher clock
+    rounds = [_round_ms(back if number % 2 else there) for number in range(_ROUNDS)]
     return {name: statistics.median(taken[name] for taken in rounds[_WARM_ROUNDS:]) for name in turns}
 
 
-def _round_ms(turns: Mapping[_Name, tuple[Callable[[], None], int]]) -> dict[_Name, float]:
-    """The milliseconds of one replay of each, replayed so many times one after the other."""
+def _round_ms(turns: Sequence[tuple[_Name, Callable[[], None], int]]) -> dict[_Name, float]:
+    """The milliseconds of one replay of each, replayed so many times one after the other, in this order."""
     marks = [_mark()]
-    for replay, count in turns.values():
+    for _, replay, count in turns:
         for _ in range(count):
             replay()
         marks.append(_mark())
     marks[-1].synchronize()
     spans = (begun.elapsed_time(ended) for begun, ended in itertools.pairwise(marks))
-    return {name: taken / count for (name, (_, count)), taken in zip(turns.items(), spans, strict=True)}
+    return {name: taken / count for (name, _, count), taken in zip(turns, spans, strict=True)}
 
 
 def _keep_busy(replay: Callable[[], None]) -> None:
