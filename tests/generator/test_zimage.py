@@ -4,6 +4,8 @@ import gc
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from zimage_ui.errors import NotReadyError
 from zimage_ui.generator.base import Generator, ShapeState, ShapeStatus, WarmupPhase, WarmupProgress
 from zimage_ui.generator.zimage import ZImageGenerator
-from zimage_ui.request import GenerationRequest
+from zimage_ui.request import GenerationRequest, Precision
 
 
 def generator_for(model: Path | str) -> ZImageGenerator:
@@ -42,6 +44,32 @@ def test_before_loading_it_says_so():
         generator.prepare_next(lambda statuses: None)
     assert generator.shapes() == ()
     generator.close()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("precision", Precision, ids=str)
+def test_libraries_of_kernels_are_imported_while_weights_are_read_where_they_are_of_use(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading waits for them: a mode that has kernels of our own in their places is not to."""
+    order: list[str] = []
+
+    @contextmanager
+    def imported_meanwhile(device: Any) -> Iterator[None]:
+        order.append("begun")
+        yield
+        order.append("ended")
+
+    def load_components(*_: Any, **__: Any) -> Any:
+        order.append("read")
+        raise NotReadyError("nothing to read")
+
+    monkeypatch.setattr("zimage_ui.generator.fast.cute_kernels.imported_meanwhile", imported_meanwhile)
+    monkeypatch.setattr("zimage_ui.generator.loading.load_components", load_components)
+    monkeypatch.setattr("zimage_ui.generator.precision.check_precision", lambda *_: "asked for")
+    with pytest.raises(NotReadyError):
+        ZImageGenerator("auto", embedding_cache_bytes=1, precision=precision).load(lambda report: None)
+    assert order == (["begun", "read"] if precision is Precision.EXACT else ["read"])
 
 
 @pytest.mark.model

@@ -181,8 +181,8 @@ class Engine:
     def preparations(self, shape: PictureShape) -> tuple[Callable[[], object], ...]:
         """What `prepare` does, in pieces that are to be called one after the other, and what was done costs nothing.
 
-        The first of all shapes is compiled for, which takes seconds; later ones are recorded, about 0.2 s a piece. Once
-        on a machine kernels are measured for each, for up to a second a piece; the first time they are compiled, too.
+        For the first of all shapes kernels are loaded, which takes seconds; others are recorded, about 0.2 s a piece.
+        Once on a machine kernels are measured for each, for up to a second a piece; the first time they are made, too.
         """
         latents, plan = self._latents_of(shape), self._plan_of(shape)
         pieces: tuple[Callable[[], object], ...] = (

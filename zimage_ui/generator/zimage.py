@@ -7,6 +7,7 @@ server can answer before they are there.
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,8 @@ class ZImageGenerator:
 
         device = read_device()
         reason = check_precision(self._precision, device)  # before anything is fetched or read
-        with imported_meanwhile(torch.device(device.torch_name)):
+        is_exact = self._precision is Precision.EXACT  # the lossy ones need little of it, or nothing
+        with imported_meanwhile(torch.device(device.torch_name)) if is_exact else nullcontext():
             components, info = load_components(self._model, progress=progress, precision=self._precision)
         if device.is_gpu:  # on a CPU nothing is compiled
             note_what_varies(info.fingerprint)

@@ -82,7 +82,8 @@ class Captions:
             return False
         what = f"refining captions of {tokens} tokens"
         prepared = self._recordings.prepare(tokens, partial(self._record, tokens, record), what)
-        self._refused |= set() if prepared else {tokens}
+        if not prepared:
+            self._refused.add(tokens)
         return prepared
 
     def release(self) -> bool:

@@ -161,14 +161,12 @@ def _described(size: _Size) -> _Problem:
     problem = _Problem(description, weight, values, answer, {})
     # With the workspace comes a node that clears it before every product, 6 us of an H100: kernels without are asked
     # for, too, and what they are worth is measured.
-    clear_something = set()
-    for proposal in _proposals(size, problem, _WORKSPACE_BYTES):
-        problem.algorithms[_name(proposal)] = proposal.algorithm
-        clear_something |= {_name(proposal)} if proposal.workspace_bytes else set()
-    for proposal in _proposals(size, problem, 0):
+    named: dict[str, _Proposal] = {}
+    for proposal in (*_proposals(size, problem, _WORKSPACE_BYTES), *_proposals(size, problem, 0)):
         name = _name(proposal)
-        problem.algorithms.setdefault(name + _CLEARING_NOTHING * (name in clear_something), proposal.algorithm)
-    return problem
+        clears_less = name in named and proposal.workspace_bytes < named[name].workspace_bytes
+        named.setdefault(f"{name}{_CLEARING_NOTHING}" if clears_less else name, proposal)
+    return problem._replace(algorithms={name: proposal.algorithm for name, proposal in named.items()})
 
 
 def _proposals(size: _Size, problem: _Problem, most_bytes: int) -> list[_Proposal]:

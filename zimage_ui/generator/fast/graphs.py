@@ -174,9 +174,9 @@ class Recordings(Generic[_Key, _Way]):
         if self._recorder is None or key in self._kept:
             return self._recorder is not None
         for way in self._ways:
-            begun = time.perf_counter()
+            begun, run = time.perf_counter(), partial(record, way, self._recorder)
             try:
-                recorded = self._recorded(partial(record, way, self._recorder), what)
+                recorded = attempt(run, f"{what} could not be prepared", but=(torch.OutOfMemoryError,))
             except torch.OutOfMemoryError as error:  # no other way takes less
                 _log.warning("%s could not be prepared: %s", what, str(error))
                 self._renew_recorder()
@@ -199,11 +199,6 @@ class Recordings(Generic[_Key, _Way]):
         self._kept.clear()
         self._renew_recorder()  # a pool whose last graph is gone takes no more
         return held_memory
-
-    def _recorded(
-        self, record: Callable[[], Callable[..., torch.Tensor]], what: str
-    ) -> Callable[..., torch.Tensor] | None:
-        return attempt(record, f"{what} could not be prepared", but=(torch.OutOfMemoryError,))
 
     def _failed(self, way: _Way) -> None:
         self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again

@@ -42,16 +42,14 @@ USUAL_PRODUCTS = ProductKernels()
 
 def multiplied(projection: Projection, activations: Activations, kernel: str | None = None) -> Product:
     """What `projection` makes of `activations`, by `kernel` if that is one for its matrix and so many tokens."""
-    if kernel is None:
-        return projection(activations)
-    if isinstance(projection, Fp8Projection):
-        rows = projection.rows(activations)
-        product = _product(rows.values, projection.weight, kernel)
-        return projection(rows) if product is None else ScaledProduct(product, rows.scales, projection.scales)
-    if isinstance(projection, PlainProjection) and isinstance(activations, torch.Tensor):
+    product: Product | None = None
+    if kernel is not None and isinstance(projection, Fp8Projection):
+        activations = projection.rows(activations)
+        sums = _product(activations.values, projection.weight, kernel)
+        product = None if sums is None else ScaledProduct(sums, activations.scales, projection.scales)
+    elif kernel is not None and isinstance(projection, PlainProjection) and isinstance(activations, torch.Tensor):
         product = _product(activations, projection.weight, kernel)
-        return projection(activations) if product is None else product
-    return projection(activations)
+    return projection(activations) if product is None else product
 
 
 def fastest_products(blocks: Sequence[BlockProjections], tokens: int) -> ProductKernels:

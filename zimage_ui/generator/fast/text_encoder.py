@@ -157,13 +157,13 @@ class FastTextEncoder:
         """
         self._text_encoder = text_encoder
         self._device = device
-        self._ways = tuple(ways or usual_ways(text_encoder, device))
+        ways = ways or usual_ways(text_encoder, device)
         self._is_supported = _is_plain_qwen3(text_encoder.config)
         self._recordings: Recordings[int, Callable[[], Layer]] = Recordings(
-            _KEPT_LENGTHS, make_recorder or recorders_for(device), self._ways
+            _KEPT_LENGTHS, make_recorder or recorders_for(device), ways
         )
         # What last worked, for lengths that nobody prepared; until then the stock module is surer.
-        self._layer = None if self._recordings.can_record else self._ways[0]()
+        self._layer = None if self._recordings.can_record else ways[0]()
         self._weights: _EncoderWeights | None = None
 
     def encode(self, ids: list[int]) -> torch.Tensor:

@@ -31,7 +31,8 @@ _HOPELESS = 1.15
 
 def median_ms(run: Callable[[], object], device: torch.device) -> float:
     """The milliseconds of one `run` on a CUDA `device`, median of 10."""
-    return _median_ms(_recorded(run, device))
+    replay, _ = CudaRecorder(device, _stream(device)).record(run)
+    return _median_ms(replay)
 
 
 def in_turns_ms(runs: Mapping[_Name, Callable[[], object]], device: torch.device) -> dict[_Name, float]:
@@ -110,11 +111,6 @@ def _all_recorded(runs: Mapping[_Name, Callable[[], object]], device: torch.devi
         else:
             replays[name] = recorded[0]
     return replays
-
-
-def _recorded(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    replay, _ = CudaRecorder(device, _stream(device)).record(run)
-    return replay
 
 
 @cache  # torch keeps freed memory for the stream that it was used on: what one candidate used, the next one uses again
