@@ -6,7 +6,7 @@ import torch
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.test_fast_denoiser import CUDA, distance, ours, stock
 from zimage_ui.generator.fast import cublaslt, denoiser, timing
-from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES, has_tiled_product
+from zimage_ui.generator.fast.cute_kernels import HOPPER, PRODUCT_TILES, architecture, has_tiled_product
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.graphs import CudaRecorder, RecordedFunction
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection
@@ -68,6 +68,16 @@ def test_every_kernel_for_fp8_is_as_torchs(outputs, inputs, tokens):
         assert distance(scaled(multiplied(projection, rows, kernel)), expected) <= 5e-3, kernel
 
 
+def test_on_hopper_some_are_in_tiles_that_the_library_did_not_propose(monkeypatch):
+    weight = torch.randn(3840, 3840, device=CUDA, dtype=torch.bfloat16)
+    tiled = [name for name in cublaslt.kernel_names(1088, weight) if "tile 405 " in name]
+    assert bool(tiled) == (architecture(CUDA) == HOPPER)
+    cublaslt._problem.cache_clear()
+    monkeypatch.setattr(cublaslt, "_hopper_processors", lambda device: None)
+    assert not set(tiled) & set(cublaslt.kernel_names(1088, weight))
+    cublaslt._problem.cache_clear()
+
+
 def test_the_library_proposes_the_same_again(projection):
     plain, tokens = projection
     before = cublaslt.kernel_names(tokens, plain.weight)
@@ -103,6 +113,7 @@ def test_they_can_be_recorded(projection):
 
 def test_all_are_timed(projection, monkeypatch):
     monkeypatch.setattr(timing, "_HOPELESS", 1e9)
+    monkeypatch.setattr(timing, "_BEHIND", 1e9)
     plain, tokens = projection
     with torch.inference_mode():
         times_ms = product_times_ms([plain, plain], tokens)

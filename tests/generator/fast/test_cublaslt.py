@@ -11,7 +11,10 @@ from zimage_ui.generator.fast import cublaslt
 pytestmark = pytest.mark.model
 
 CUDA = torch.device("cuda:0")
-TILE, SPLITS = 1, 2
+# Number of an attribute of an algorithm, and which of its eight words has it here.
+WORDS = {0: 0, 1: 1, 2: 2, 5: 3, 8: 4}
+FAMILY, TILE, SPLITS, OPTION, CLUSTER = range(5)
+NVJET = 66
 
 
 class Library:
@@ -21,10 +24,13 @@ class Library:
         tiles: (tile, splits, bytes), the best first.
         asked: the most bytes of workspace that it was asked for, call by call.
         refused: what it answers when it has nothing to propose.
+        family: number of the kernels that it proposes.
+        accepted: (tile, cluster, option) of kernels that it has besides, with so many bytes of workspace.
     """
 
-    def __init__(self, *tiles, refused=15):
+    def __init__(self, *tiles, refused=15, family=NVJET, accepted=None):
         self.tiles, self.refused, self.asked = tiles, refused, []
+        self.family, self.accepted = family, accepted or {}
 
     def __getattr__(self, name):
         return lambda *arguments: 0
@@ -37,14 +43,26 @@ class Library:
         *_, most, proposals, count = arguments
         fitting = [tile for tile in self.tiles if tile[2] <= self.asked[-1]][:most]
         for place, (tile, splits, size) in enumerate(fitting):
-            proposals[place].algorithm.data[TILE], proposals[place].algorithm.data[SPLITS] = tile, splits
+            words = proposals[place].algorithm.data
+            words[FAMILY], words[TILE], words[SPLITS] = self.family, tile, splits
             proposals[place].workspace_bytes = size
         count._obj.value = len(fitting)
         return 0 if fitting else self.refused
 
     def cublasLtMatmulAlgoConfigGetAttribute(self, algorithm, attribute, value, size, written):  # noqa: N802
-        value._obj.value = algorithm._obj.data[attribute] if attribute in (TILE, SPLITS) else 0
+        value._obj.value = algorithm._obj.data[WORDS[attribute]] if attribute in WORDS else 0
         return 0
+
+    def cublasLtMatmulAlgoConfigSetAttribute(self, algorithm, attribute, value, size):  # noqa: N802
+        algorithm._obj.data[WORDS[attribute]] = value._obj.value
+        return 0
+
+    def cublasLtMatmulAlgoCheck(self, *arguments):  # noqa: N802
+        *_, algorithm, result = (getattr(each, "_obj", each) for each in arguments)
+        words = algorithm.data
+        needed = self.accepted.get((words[TILE], words[CLUSTER], words[OPTION]))
+        result.workspace_bytes = needed or 0
+        return 15 if needed is None else 0
 
 
 @pytest.fixture
@@ -61,15 +79,16 @@ def library(monkeypatch):
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
+    monkeypatch.setattr(cublaslt, "_hopper_processors", lambda device: 132)
     forget()
     yield put
     forget()
 
 
-def proposed():
-    """The kernels for 32 tokens and a matrix of 16 x 8."""
-    problem = cublaslt._problem(cublaslt._Size(32, 16, 8, torch.bfloat16, CUDA))
-    return list(problem.algorithms) if problem else []
+def proposed(tokens=32, outputs=16):
+    """The kernels for so many tokens and a matrix of so many outputs, but for what all have: the family at the end."""
+    problem = cublaslt._problem(cublaslt._Size(tokens, outputs, 8, torch.bfloat16, CUDA))
+    return [name.replace(" id 66", "") for name in problem.algorithms] if problem else []
 
 
 def test_a_cpu_has_no_kernels_of_it(noise):
@@ -101,7 +120,8 @@ def test_one_tile_with_and_without_a_workspace_is_two_kernels(library):
 def test_a_kernel_is_found_for_a_number_of_tokens_for_which_it_has_another_name(library):
     library(Library((29, 1, 4)))
     problem = cublaslt._problem(cublaslt._Size(32, 16, 8, torch.bfloat16, CUDA))
-    assert problem.algorithm("cublasLt tile 29, no workspace") is problem.algorithm("cublasLt tile 29")
+    (name,) = problem.algorithms
+    assert problem.algorithm(f"{name}, no workspace") is problem.algorithm(name) is not None
     assert problem.algorithm("cublasLt tile 30") is None
 
 
@@ -113,6 +133,38 @@ def test_sums_that_are_split_are_left_out(library):
 def test_where_all_need_a_workspace_the_others_are_none(library):
     library(Library((29, 1, 4)))
     assert proposed() == ["cublasLt tile 29"]
+
+
+ACCEPTED = {(405, 3, 1): 4, (405, 5, 3): 2**20, (202, 3, 4): 0, (405, 4, 1): 0, (30, 3, 1): 0}
+
+
+def test_tiles_that_suit_the_size_are_kernels_too_where_the_library_accepts_them(library):
+    """Of 1088 tokens: eight times 136, and 176 x 192 falls into 132 tiles. One needs too large a workspace."""
+    library(Library((29, 1, 4), accepted=ACCEPTED))
+    assert proposed(1088, 3840) == [
+        "cublasLt tile 29", "cublasLt tile 202 cluster 3 option 4", "cublasLt tile 405 cluster 3 option 1"
+    ]  # fmt: skip
+    assert proposed(4160, 3840) == ["cublasLt tile 29"]
+
+
+def test_a_tile_is_set_and_nothing_else_of_the_best_proposal_changed(library):
+    library(Library((29, 1, 4), (31, 1, 0), accepted=ACCEPTED))
+    problem = cublaslt._problem(cublaslt._Size(1088, 3840, 8, torch.bfloat16, CUDA))
+    algorithms = {name: tuple(algorithm.data)[:5] for name, algorithm in problem.algorithms.items()}
+    assert algorithms["cublasLt tile 29 id 66"] == (NVJET, 29, 1, 0, 0)
+    assert algorithms["cublasLt tile 405 cluster 3 option 1 id 66"] == (NVJET, 405, 1, 1, 3)
+
+
+@pytest.mark.parametrize("family", [0, 71])
+def test_kernels_of_another_family_have_other_tiles(library, family):
+    library(Library((29, 1, 4), accepted=ACCEPTED, family=family))
+    assert len(proposed(1088, 3840)) == 1
+
+
+def test_other_cards_have_no_tiles_of_hoppers(library, monkeypatch):
+    library(Library((29, 1, 4), accepted=ACCEPTED))
+    monkeypatch.setattr(cublaslt, "_hopper_processors", lambda device: None)
+    assert proposed(1088, 3840) == ["cublasLt tile 29"]
 
 
 def test_a_library_without_a_kernel_is_no_fault(library, caplog):

@@ -1,7 +1,8 @@
 """cuBLASLt's kernels for a matrix product, those that it thinks best: torch asks for one.
 
 The library ranks its kernels for a size by a model of the card, which does not know at which clock the card will run.
-So they are measured (`product_kernels`), as NVIDIA's own guide recommends for sizes that matter.
+So they are measured (`product_kernels`), as NVIDIA's own guide recommends for sizes that matter. On Hopper, a few that
+it does not propose are measured, too: those whose tiles leave little over (`product_tiles`).
 
 Called by ctypes in the very library that torch has loaded. Names and numbers are those of `cublasLt.h`, the same in
 CUDA 12 and 13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api. It counts in columns where torch counts in
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from ctypes import Structure, byref, c_float, c_int, c_int8, c_int32, c_int64, c_size_t, c_uint64, c_void_p, sizeof
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 
 from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.cute_kernels import HOPPER, architecture
+from zimage_ui.generator.fast.product_tiles import Tile, suited_tiles
 
 # cudaDataType_t of what is multiplied, and what the product is rounded to; sums are fp32.
 _DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2, torch.float8_e4m3fn: 28}
@@ -29,17 +33,12 @@ _SUCCESS, _NOT_SUPPORTED = 0, 15
 # cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
 _TRANSPOSED_FIRST, _FAST_ACCUMULATION, _MOST_WORKSPACE = 3, 25, 1
 # cublasLtMatmulAlgoConfigAttributes_t that tell kernels apart: name, number, bytes.
-_CONFIGURATION = (
-    ("tile", 1, 4),
-    ("stages", 6, 4),
-    ("cluster", 8, 2),
-    ("swizzling", 4, 4),
-    ("option", 5, 4),
-    ("shape", 7, 2),
-    ("id", 0, 4),
-)
+_TILE, _CLUSTER, _OPTION, _ID = ("tile", 1, 4), ("cluster", 8, 2), ("option", 5, 4), ("id", 0, 4)
+_CONFIGURATION = (_TILE, ("stages", 6, 4), _CLUSTER, ("swizzling", 4, 4), _OPTION, ("shape", 7, 2), _ID)
 _SPLITS = (2, 4)
 _OTHERWISE = "products are computed by torch's choice of kernels"
+# The family of kernels for Hopper that has tiles of nearly every size.
+_OF_HOPPER = 66
 # The library names no more, however many are asked for.
 _MOST_KERNELS = 8
 # A few bytes by which thread blocks agree on their tiles; sums of split products would be larger.
@@ -162,7 +161,8 @@ def _described(size: _Size) -> _Problem:
     # With the workspace comes a node that clears it before every product, 6 us of an H100: kernels without are asked
     # for, too, and what they are worth is measured.
     named: dict[str, _Proposal] = {}
-    for proposal in (*_proposals(size, problem, _WORKSPACE_BYTES), *_proposals(size, problem, 0)):
+    proposals = (*_proposals(size, problem, _WORKSPACE_BYTES), *_proposals(size, problem, 0))
+    for proposal in (*proposals, *_tiled(size, problem, proposals[:1])):
         name = _name(proposal)
         clears_less = name in named and proposal.workspace_bytes < named[name].workspace_bytes
         named.setdefault(f"{name}{_CLEARING_NOTHING}" if clears_less else name, proposal)
@@ -185,6 +185,37 @@ def _proposals(size: _Size, problem: _Problem, most_bytes: int) -> list[_Proposa
         raise RuntimeError(f"cublasLtMatmulAlgoGetHeuristic answered {status}.")
     found = proposals[: count.value]
     return [each for each in found if each.state == _SUCCESS and not _splits(each.algorithm)]
+
+
+def _tiled(size: _Size, problem: _Problem, like: Sequence[_Proposal]) -> list[_Proposal]:
+    """Kernels that are `like` one but for their tiles: those that suit the size and that the library accepts."""
+    processors = _hopper_processors(size.device)
+    if processors is None:
+        return []
+    tiles = suited_tiles(size.tokens, size.outputs, processors)
+    settings = [(tile, *setting) for tile in tiles for setting in tile.settings]
+    checked = (_checked(size, problem, each, *setting) for each in like for setting in settings)
+    return [proposal for proposal in checked if proposal is not None]
+
+
+def _checked(
+    size: _Size, problem: _Problem, like: _Proposal, tile: Tile, cluster: int, option: int
+) -> _Proposal | None:
+    """`like` with another tile, if it is of Hopper's family and the library has such a kernel for this size."""
+    algorithm = _Algorithm.from_buffer_copy(like.algorithm)
+    if _configured(algorithm, *_ID[1:]) != _OF_HOPPER:
+        return None
+    for (_, number, length), value in ((_TILE, tile.number), (_CLUSTER, cluster), (_OPTION, option)):
+        place = byref(c_uint64(value)), c_size_t(length)
+        _call("cublasLtMatmulAlgoConfigSetAttribute", byref(algorithm), number, *place)
+    description, weight, values, answer, _ = problem
+    proposal = _Proposal()
+    status = _library().cublasLtMatmulAlgoCheck(
+        _handle(size.device), description, weight, values, answer, answer, byref(algorithm), byref(proposal)
+    )
+    fits = status == proposal.state == _SUCCESS and proposal.workspace_bytes <= _WORKSPACE_BYTES
+    proposal.algorithm = algorithm
+    return proposal if fits else None
 
 
 def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
@@ -234,6 +265,10 @@ def _library() -> ctypes.CDLL:
     """
     major = str(torch.version.cuda).partition(".")[0]
     return ctypes.CDLL(f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}")
+
+
+def _hopper_processors(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).multi_processor_count if architecture(device) == HOPPER else None
 
 
 @cache

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -21,12 +21,12 @@ _Name = TypeVar("_Name", bound=str)
 
 _WARM_REPLAYS = 3
 _TIMED_REPLAYS = 10
-# In turns: about 3 ms each, for long enough that the clocks have settled.
+# In turns: about 3 ms each, after long enough that the clocks have settled.
 _TURN_MS = 3.0
-_WARM_ROUNDS, _ROUNDS = 6, 16
-_BUSY_MS = 50.0
-# Times the fastest's own, after a pause.
-_HOPELESS = 1.15
+_BUSY_MS = 150.0
+_WARM_ROUNDS, _ROUNDS = 6, 10
+# Times the fastest's own, after a pause, and at work.
+_HOPELESS, _BEHIND = 1.15, 1.06
 
 
 def median_ms(run: Callable[[], object], device: torch.device) -> float:
@@ -54,28 +54,45 @@ def in_turns_ms(runs: Mapping[_Name, Callable[[], object]], device: torch.device
     if usual is None:
         return {}
     _keep_busy(replays[usual])
-    alone_ms = {name: _median_ms(replay) for name, replay in replays.items()}
-    bound_ms = _HOPELESS * min(alone_ms.values())
-    near_ms = {name: taken for name, taken in alone_ms.items() if name == usual or taken <= bound_ms}
-    if len(near_ms) == 1:
-        return near_ms
-    turns = {name: math.ceil(_TURN_MS / taken) for name, taken in near_ms.items()}
-    there = [(name, replays[name], count) for name, count in turns.items()]
+    taken_ms = {name: _median_ms(replay) for name, replay in replays.items()}
+    turns = {name: _Turn(replay, math.ceil(_TURN_MS / taken_ms[name])) for name, replay in replays.items()}
+    for bound, rounds in ((_HOPELESS, _WARM_ROUNDS), (_BEHIND, _ROUNDS)):
+        near = {name: turns[name] for name in _near(taken_ms, bound)}
+        if len(near) == 1:
+            return {name: taken_ms[name] for name in near}
+        taken_ms = _played_ms(near, rounds)
+    return taken_ms
+
+
+class _Turn(NamedTuple):
+    replay: Callable[[], None]
+    replays: int
+
+
+def _near(times_ms: Mapping[_Name, float], bound: float) -> list[_Name]:
+    """Those whose time is within so many times the least, and the first."""
+    usual, bound_ms = next(iter(times_ms)), bound * min(times_ms.values())
+    return [name for name, taken in times_ms.items() if name == usual or taken <= bound_ms]
+
+
+def _played_ms(turns: Mapping[_Name, _Turn], rounds: int) -> dict[_Name, float]:
+    """The milliseconds of a replay of each, medians of so many rounds there and back."""
+    there = list(turns.items())
     back = there[::-1]  # whoever comes after a thrifty one finds a higher clock
-    rounds = [_round_ms(back if number % 2 else there) for number in range(_ROUNDS)]
-    return {name: statistics.median(taken[name] for taken in rounds[_WARM_ROUNDS:]) for name in turns}
+    played = [_round_ms(back if number % 2 else there) for number in range(rounds)]
+    return {name: statistics.median(taken[name] for taken in played) for name in turns}
 
 
-def _round_ms(turns: Sequence[tuple[_Name, Callable[[], None], int]]) -> dict[_Name, float]:
-    """The milliseconds of one replay of each, replayed so many times one after the other, in this order."""
+def _round_ms(turns: Sequence[tuple[_Name, _Turn]]) -> dict[_Name, float]:
+    """The milliseconds of one replay of each, one turn after the other."""
     marks = [_mark()]
-    for _, replay, count in turns:
-        for _ in range(count):
+    for _, (replay, replays) in turns:
+        for _ in range(replays):
             replay()
         marks.append(_mark())
     marks[-1].synchronize()
     spans = (begun.elapsed_time(ended) for begun, ended in itertools.pairwise(marks))
-    return {name: taken / count for (name, _, count), taken in zip(turns, spans, strict=True)}
+    return {name: taken / turn.replays for (name, turn), taken in zip(turns, spans, strict=True)}
 
 
 def _keep_busy(replay: Callable[[], None]) -> None:
