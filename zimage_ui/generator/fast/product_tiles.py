@@ -77,12 +77,13 @@ def filled(tile: Tile, tokens: int, outputs: int, processors: int) -> float:
 
 @cache
 def _tiles() -> tuple[Tile, ...]:
-    """Those of CUDA 12.6 and later that came last: older ones, such as 128 x 160, are proposed where they suit."""
+    """Those that came with CUDA 12.6, and 128 x 160: other old ones are proposed where they suit."""
     return tuple(tile for tile in _numbered() if tile.outputs * tile.tokens <= _LARGEST)
 
 
 def _numbered() -> Iterator[Tile]:
     """By `cublasLt.h`, where numbers go up with the tokens, but for those that had a number before."""
+    yield Tile(29, 128, 160)
     yield from _family(393, 128, {32, 64, 96, 128, 160, 192, 256, 320, 384})
     yield from _family(448, 192, {64, 128, 192, 256})
     yield from _family(486, 256, {32, 64, 128, 192})
