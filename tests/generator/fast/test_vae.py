@@ -88,6 +88,23 @@ class TestLayers:
         ours = FastDecoder(rounded, CPU, ways=[MAKERS["gpu"]])._run(latents.bfloat16()).float()
         assert distance(ours, exact) < 1.05 * distance(theirs, exact)
 
+    def test_of_a_gpu_leave_a_doubled_pictures_bias_to_whatever_comes_next(self, bundled_vae, noise, distance):
+        """To a block without a shortcut of its own, to one with it, and to the head: in the VAE no head comes next."""
+        blocks = copied(bundled_vae).decoder.up_blocks
+        double, plain, narrowing = blocks[0].upsamplers[0], blocks[0].resnets[1], blocks[1].resnets[0]
+        double.conv.bias.data.fill_(2.0)
+        channels = double.conv.out_channels
+        norm, colours = torch.nn.GroupNorm(8, channels), torch.nn.Conv2d(channels, 3, 3, padding=1)
+        picture, make = noise(1, channels, 4, 6), GpuLayers(Functions())
+        nexts = [
+            (plain(double(picture), None), lambda: make.resnet(plain)),
+            (narrowing(double(picture), None), lambda: make.resnet(narrowing)),
+            (colours(torch.nn.functional.silu(norm(double(picture)))), lambda: make.head(norm, colours)),
+        ]
+        for expected, following in nexts:
+            doubled, last = make.upsampler(double.conv), following()
+            assert distance(last(doubled(picture)), expected) < 1e-5
+
     def test_share_the_stock_kernels_on_a_gpu(self, bundled_vae):
         vae = copied(bundled_vae)
         resnet = vae.decoder.up_blocks[-1].resnets[-1]

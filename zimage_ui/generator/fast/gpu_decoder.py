@@ -1,8 +1,8 @@
 """The layers of a VAE decoder on a GPU: channels_last, tensor cores for all convolutions, one pass for what is between.
 
 A convolution leaves its bias to the kernel that reads its result next (cuDNN's own is a pass of its own for many
-shapes): that is what `pending` means here. Between the convolutions run the functions of `group_norm`: as kernels of
-our own (`triton_decoder`), or compiled.
+shapes, and for all that double a picture): that is what `pending` means here. Between the convolutions run the
+functions of `group_norm`: as kernels of our own (`triton_decoder`), or compiled.
 """
 
 from __future__ import annotations
@@ -52,20 +52,26 @@ class GpuLayers:
 
     def __init__(self, functions: Functions) -> None:
         self._functions = functions
+        # The bias that the layer made last leaves to the next one.
+        self._left: torch.Tensor | None = None
 
     def convolution(self, stock: nn.Conv2d) -> Layer:
         """With its bias: nothing is fused with the first one."""
+        self._left = None
         kernel, padding = _kernel(stock), stock.padding
         return lambda picture: functional.conv2d(picture, kernel, stock.bias, padding=padding)
 
     def resnet(self, stock: Any) -> Layer:
         """Seven passes over a picture of its size, besides what the convolutions read and write."""
-        before, between = self._norm(stock.norm1), self._norm(stock.norm2, _bias(stock.conv1))
+        left = self._taken()
+        before, between = self._norm(stock.norm1, left), self._norm(stock.norm2, _bias(stock.conv1))
         first, second = _without_bias(stock.conv1), _without_bias(stock.conv2)
-        if stock.conv_shortcut is None:
-            shortcut, pending = None, _bias(stock.conv2)
-        else:
-            shortcut, pending = _without_bias(stock.conv_shortcut), _bias(stock.conv2) + _bias(stock.conv_shortcut)
+        pending, shortcut = _bias(stock.conv2), None
+        if stock.conv_shortcut is not None:
+            shortcut, pending = _without_bias(stock.conv_shortcut), pending + _bias(stock.conv_shortcut)
+            left = None if left is None else stock.conv_shortcut.weight.data.float().sum((2, 3)) @ left
+        if left is not None:
+            pending = pending + left
         join = self._functions.join
 
         def layer(picture: torch.Tensor) -> torch.Tensor:
@@ -77,6 +83,7 @@ class GpuLayers:
 
     def attention(self, stock: Any) -> Layer:
         """One wide head; queries, keys and values by one matrix product."""
+        assert self._left is None, "no Z-Image VAE doubles a picture before its attention"
         norm = self._norm(stock.group_norm, silu=False)
         inputs = [stock.to_q, stock.to_k, stock.to_v]
         weight = torch.cat([linear.weight.data for linear in inputs])
@@ -93,19 +100,25 @@ class GpuLayers:
         return layer
 
     def upsampler(self, stock: nn.Conv2d) -> Layer:
-        """As a transposed convolution."""
-        kernel, bias = folded_kernel(stock.weight.data), stock.bias
-        return lambda picture: double_and_convolve(picture, kernel, bias)
+        """As a transposed convolution, whose bias is left to the next layer."""
+        kernel = folded_kernel(stock.weight.data)
+        assert self._left is None, "no Z-Image VAE doubles a picture twice in a row"
+        self._left = _bias(stock)
+        return lambda picture: double_and_convolve(picture, kernel, None)
 
     def head(self, norm: nn.GroupNorm, stock: nn.Conv2d) -> Layer:
         """The convolution to colours is filled up to eight channels with zeros."""
-        normalise, colours = self._norm(norm), stock.out_channels
+        normalise, colours = self._norm(norm, self._taken()), stock.out_channels
         missing = -colours % _CHANNELS
         kernel = functional.pad(stock.weight.data, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(
             memory_format=torch.channels_last
         )
         bias = functional.pad(_bias(stock).to(kernel.dtype), (0, missing))
         return lambda picture: functional.conv2d(normalise(picture), kernel, bias, padding=stock.padding)[:, :colours]
+
+    def _taken(self) -> torch.Tensor | None:
+        left, self._left = self._left, None
+        return left
 
     def _norm(self, norm: nn.GroupNorm, pending: torch.Tensor | None = None, *, silu: bool = True) -> Layer:
         weight, bias = norm.weight.data.float(), norm.bias.data.float()
