@@ -92,7 +92,7 @@ class TestLayers:
         """To a block without a shortcut of its own, to one with it, and to the head: in the VAE no head comes next."""
         blocks = copied(bundled_vae).decoder.up_blocks
         double, plain, narrowing = blocks[0].upsamplers[0], blocks[0].resnets[1], blocks[1].resnets[0]
-        double.conv.bias.data.fill_(2.0)
+        double.conv.bias.data.copy_(2 * noise(len(double.conv.bias)))
         channels = double.conv.out_channels
         norm, colours = torch.nn.GroupNorm(8, channels), torch.nn.Conv2d(channels, 3, 3, padding=1)
         picture, make = noise(1, channels, 4, 6), GpuLayers(Functions())
