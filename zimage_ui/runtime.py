@@ -23,6 +23,7 @@ from zimage_ui import errand as errands
 from zimage_ui.errors import SettingsError, ZImageError
 from zimage_ui.generator.base import Generator
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
+from zimage_ui.imports import collector_paused
 from zimage_ui.jobs.service import MIN_SAVER_DRAIN_S, JobService
 from zimage_ui.jobs.worker import in_one_tree
 from zimage_ui.settings import Settings, tame_third_parties, visible_cuda_devices
@@ -185,8 +186,9 @@ class _Service(uvicorn.Server):
     """uvicorn, which starts the studio's threads once the port answers and ends open streams when it stops."""
 
     def __init__(self, studio: Studio, started_at_s: float, listener: socket.socket, tell: errands.Tell) -> None:
-        from zimage_ui.ui.page import build_page
-        from zimage_ui.web.server import Services, create_app, end_streams
+        with collector_paused():  # gradio
+            from zimage_ui.ui.page import build_page
+            from zimage_ui.web.server import Services, create_app, end_streams
 
         self._studio = studio
         self._tell = tell

@@ -6,6 +6,7 @@ server can answer before they are there.
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 def import_engine() -> None:
     """Import what `ZImageGenerator.load` needs, which takes seconds; the compilers find their folder chosen by then."""
+    from zimage_ui.generator.libraries import imported_leanly
+
+    is_there = "zimage_ui.generator.loading" in sys.modules  # what has run since then is no import's garbage
+    with nullcontext() if is_there else imported_leanly():
+        _choose_folder()
+        import zimage_ui.generator.engine
+        import zimage_ui.generator.loading  # noqa: F401
+
+
+def _choose_folder() -> None:
     from zimage_ui.generator.compile_cache import keep_compiled
     from zimage_ui.generator.fast.choices import kernel_choices
     from zimage_ui.generator.placement import read_device
@@ -40,8 +51,6 @@ def import_engine() -> None:
         folder = keep_compiled(device.name)
         if folder is not None:
             kernel_choices().keep_in(folder)
-    import zimage_ui.generator.engine
-    import zimage_ui.generator.loading  # noqa: F401
 
 
 class ZImageGenerator:
