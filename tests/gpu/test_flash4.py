@@ -8,7 +8,7 @@ import torch
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.test_fast_denoiser import CUDA, SIZES, distance, ours, stock
 from zimage_ui.generator.fast import denoiser, parts, timing, triton_parts
-from zimage_ui.generator.fast.attention import AttentionBackend, attention, backend_times_ms
+from zimage_ui.generator.fast.attention import AttentionBackend, attention, backend_times_ms, candidates
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_flash_attention_4, has_gated_product
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.gate import PLAIN, gate_times_ms, gated
@@ -52,14 +52,17 @@ def views(pictures: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch
     return query, key, value
 
 
-@pytest.mark.parametrize(("pictures", "tokens"), [(1, 1088), (2, 96), (1, 4160)])
-def test_attention_is_as_near_to_fp32_as_torchs_own(flash4, pictures, tokens):
+@pytest.mark.parametrize(("pictures", "tokens"), [(1, 1088), (2, 96), (1, 4160), (1, 2368)])
+@pytest.mark.parametrize("backend", [AttentionBackend.FLASH4, AttentionBackend.FLASH4_160])
+def test_attention_is_as_near_to_fp32_as_torchs_own(flash4, pictures, tokens, backend):
+    if backend not in candidates(128, torch.bfloat16, CUDA):
+        pytest.skip(f"{backend} is for Hopper")
     query, key, value = views(pictures, tokens)
     expected = attention(query.float(), key.float(), value.float())
-    found = attention(query, key, value, by_flash_attention_4=True)
+    found = attention(query, key, value, backend)
     assert found.is_contiguous()
     assert distance(found, expected) <= SAME * distance(attention(query, key, value), expected)
-    fewer = attention(query[:, :40], key, value, by_flash_attention_4=True)
+    fewer = attention(query[:, :40], key, value, backend)
     assert distance(fewer, expected[:, :40]) <= 0.01
 
 
@@ -78,7 +81,9 @@ def test_both_can_be_recorded(flash4, quack):
     weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16) / 512**0.5
 
     def work(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return gated(with_gate(weight), attention(query, key, value, True).flatten(2), parts, GATE_TILES[0])
+        return gated(
+            with_gate(weight), attention(query, key, value, AttentionBackend.FLASH4).flatten(2), parts, GATE_TILES[0]
+        )
 
     with torch.inference_mode():
         recorded = RecordedFunction(work, views(1, 256), CudaRecorder(CUDA))
@@ -90,7 +95,8 @@ def test_both_can_be_recorded(flash4, quack):
 def test_both_are_timed(flash4, quack, monkeypatch):
     monkeypatch.setattr(timing, "_HOPELESS", 1e9)
     monkeypatch.setattr(timing, "_BEHIND", 1e9)
-    assert AttentionBackend.FLASH4 in backend_times_ms((1, 1088, 30, 128), torch.bfloat16, CUDA)
+    there = {AttentionBackend.FLASH4, AttentionBackend.FLASH4_160} & {*candidates(128, torch.bfloat16, CUDA)}
+    assert there <= {*backend_times_ms((1, 1088, 30, 128), torch.bfloat16, CUDA)}
     weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16)
     with torch.inference_mode():
         for way in (parts, triton_parts):

@@ -9,7 +9,7 @@ import torch
 from tests.generator.fast.conftest import random_transformer
 from zimage_ui.generator.fast import block as module
 from zimage_ui.generator.fast import parts
-from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.attention import AttentionBackend, attention
 from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
 from zimage_ui.generator.fast.modulation import ModulationTables, plain_rows
 from zimage_ui.generator.fast.parts import norm
@@ -80,7 +80,7 @@ def test_kernels_read_dense_tokens_of_several_pictures(noise, table, monkeypatch
     weights = block_weights(random_transformer().layers[0], Precision.FP8)
     stream, rows = noise(2, len(POSITIONS), 96), torch.ones(4, 96)
     normed = norm(stream, rows[0], 1e-5)
-    chosen = BlockKernels(triton=True, fp8_attention=True)
+    chosen = BlockKernels(AttentionBackend.FP8, triton=True)
     whole, _ = run_block(stream, normed, weights, rows, table, None, chosen)
     kept, _ = run_block(stream, normed, weights, rows, table, 35, chosen)
     assert torch.allclose(kept, whole[:, :35], atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zimage_ui.generator.fast import cute_kernels
-from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.attention import AttentionBackend, attention
 from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
 from zimage_ui.generator.fast.cute_kernels import (
     GATE_TILES,
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.model
 def on_a_cpu():
     """Kernels for the operators on a CPU, for as long as a test takes."""
     with torch.library._scoped_library("zimage_ui", "IMPL") as library:
-        library.impl("flash_attention_4", lambda *views: attention(*views).contiguous(), "CPU")
+        for name in ("flash_attention_4", "flash_attention_4_by_160"):
+            library.impl(name, lambda *views: attention(*views).contiguous(), "CPU")
         library.impl("gated_product", product, "CPU")
         yield
 
@@ -37,8 +38,12 @@ def product(values, weight, tile):
     return torch.nn.functional.silu(gate) * up
 
 
+FLASH4, FLASH4_160 = AttentionBackend.FLASH4, AttentionBackend.FLASH4_160
+
+
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, backend, compiled):
+@pytest.mark.parametrize("attended_by", [FLASH4, FLASH4_160])
+def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, backend, compiled, attended_by):
     block, stream = transformer.context_refiner[0], noise(2, 32, 96)
     weights, rows = block_weights(block), torch.cat((plain_rows(block)[1:], torch.ones(1, 96)))
     table = rotation_table(transformer.rope_embedder, caption_positions(32), torch.device("cpu"))
@@ -47,7 +52,7 @@ def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, b
     with torch.inference_mode():
         expected, _ = run_block(stream, normed, weights, rows, table)
         for tokens in (None, 20):
-            found, _ = run(stream, normed, weights, rows, table, tokens, BlockKernels(True, GATE_TILES[0]))
+            found, _ = run(stream, normed, weights, rows, table, tokens, BlockKernels(attended_by, GATE_TILES[0]))
             assert distance(found, expected[:, :tokens]) < 1e-6
     assert backend.compilations == (2 if compiled else 0)
 
@@ -56,11 +61,11 @@ def test_the_answer_is_told_before_it_is_computed(noise):
     query, key, value = noise(2, 12, 3, 4, 16).unbind(2)
     weight = noise(20, 8)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        attended = cute_kernels.flash_attention_4(query[:, :5], key, value)
+        by_both = [attention(query[:, :5], key, value, by) for by in (FLASH4, FLASH4_160)]
         gated = cute_kernels.gated_product(noise(2, 12, 8), weight, GATE_TILES[0])
         plain = cute_kernels.tiled_product(noise(2, 12, 8), weight, PRODUCT_TILES[0])
-    assert attended.shape == (2, 5, 4, 16)
-    assert attended.is_contiguous()
+    assert [attended.shape for attended in by_both] == [(2, 5, 4, 16)] * 2
+    assert all(attended.is_contiguous() for attended in by_both)
     assert gated.shape == (2, 12, 10)
     assert plain.shape == (2, 12, 20)
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
 from zimage_ui.generator.fast import block, captions, denoiser, parts, step
+from zimage_ui.generator.fast.attention import AttentionBackend
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.parts import has_triton_parts, parts_by
 from zimage_ui.generator.fast.quantised_rows import ScaledProduct, quantise
@@ -226,4 +227,5 @@ def test_attention_in_eight_bits_goes_with_eight_bit_products_and_our_kernels(
     fast = FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, precision=precision)
     assert fast.prepare(DenoiserShape(8, 8, 32))
     velocity(fast, noise, DenoiserShape(10, 14, 32))
-    assert {(kernels.triton, kernels.fp8_attention) for kernels in told} == {(True, eight_bit)}
+    backend = AttentionBackend.FP8 if eight_bit else None
+    assert {(kernels.triton, kernels.attention) for kernels in told} == {(True, backend)}

@@ -5,7 +5,7 @@ import torch
 
 from zimage_ui.generator.fast import timing
 from zimage_ui.generator.fast.choices import clearly_fastest
-from zimage_ui.generator.fast.timing import in_turns_ms, median_ms
+from zimage_ui.generator.fast.timing import in_turns_ms
 
 CPU = torch.device("cpu")
 
@@ -67,10 +67,6 @@ def failing(error):
 
     run.check = check
     return run
-
-
-def test_one_is_timed_by_its_median(card):
-    assert median_ms(card.kernel("only", 0.5, 0.7), CPU) == pytest.approx(0.5)
 
 
 def test_what_counts_is_the_time_at_work(card):

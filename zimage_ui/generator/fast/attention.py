@@ -1,14 +1,15 @@
-"""Attention through torch's kernels or FlashAttention 4, and which of them is fastest here.
+"""Attention through torch's kernels, FlashAttention 4 or one of our own, and which of them is fastest here.
 
 Every kernel takes queries, keys and values as strided views of what the projections wrote and answers in the same
 order, so nothing is copied to bring heads before tokens. Which kernel wins depends on the card, the library's version
-and the number of tokens, so it is measured, and remembered.
+and the number of tokens, into how many tiles that falls above all: so it is measured, under load, and remembered.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
@@ -22,17 +23,19 @@ from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import HOPPER, architecture, has_flash_attention_4
 from zimage_ui.generator.fast.parts import has_triton
-from zimage_ui.generator.fast.timing import median_ms
+from zimage_ui.generator.fast.timing import in_turns_ms
 
 _log = logging.getLogger(__name__)
 
-_FP8_HEAD_DIM = 128
+# Of the kernels of our own; and what FlashAttention 4 was measured with in other tiles than its own.
+_HEAD_DIM = 128
 
 
 class AttentionBackend(StrEnum):
-    """Attention kernels, by the name that people know them by: torch's, one of a library that may be there, and ours.
+    """Attention kernels, by the name that people know them by: torch's, those of a library that may be there, and ours.
 
-    FP8 is `fp8_attention`, which belongs to that mode and is none to choose otherwise.
+    FLASH4_160 is FlashAttention 4 in tiles of 128 queries and 160 keys, TRITON is `triton_attention`. FP8 is
+    `fp8_attention`, which belongs to that mode and is none to choose otherwise.
     """
 
     CUDNN = "cudnn"
@@ -40,6 +43,8 @@ class AttentionBackend(StrEnum):
     EFFICIENT = "efficient"
     MATH = "math"
     FLASH4 = "flash4"
+    FLASH4_160 = "flash4 128x160"
+    TRITON = "triton"
     FP8 = "fp8"
 
     @property
@@ -57,21 +62,28 @@ _KERNELS = {
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by_flash_attention_4: bool = False
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackend | None = None
 ) -> torch.Tensor:
-    """Softmax attention of every token to every token, by torch's choice of a kernel or within `attention_by`.
+    """Softmax attention of every token to every token.
 
     Args:
         query: (pictures, tokens, heads, head_dim).
         key: the same, of all tokens that are looked at.
         value: of the same tokens.
-        by_flash_attention_4: instead of torch's kernels.
+        backend: FLASH4, FLASH4_160 or TRITON. Any other leaves it to torch, which takes the kernel that `attention_by`
+            says.
 
     Returns:
         Of the query's shape, dense in that order with every kernel that is worth choosing.
     """
-    if by_flash_attention_4:
+    if backend is AttentionBackend.FLASH4:
         return cute_kernels.flash_attention_4(query, key, value)
+    if backend is AttentionBackend.FLASH4_160:
+        return cute_kernels.flash_attention_4_by_160(query, key, value)
+    if backend is AttentionBackend.TRITON:
+        from zimage_ui.generator.fast.triton_attention import triton_attention  # where there is Triton
+
+        return triton_attention(query, key, value)
     heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
@@ -88,7 +100,12 @@ def attention_by(backend: AttentionBackend | None) -> AbstractContextManager[Non
 
 def has_fp8_attention(head_dim: int, device: torch.device) -> bool:
     """Whether `fp8_attention` serves here: on Hopper, where it is faster at every size, if there is Triton."""
-    return head_dim == _FP8_HEAD_DIM and architecture(device) == HOPPER and has_triton(device)
+    return head_dim == _HEAD_DIM and architecture(device) == HOPPER and has_triton(device)
+
+
+def has_triton_attention(head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `triton_attention` serves here: bf16 on Hopper, if there is Triton."""
+    return dtype == torch.bfloat16 and has_fp8_attention(head_dim, device)
 
 
 def fastest_backend(
@@ -100,15 +117,15 @@ def fastest_backend(
     pictures, tokens, heads, head_dim = shape
     question = f"attention of {pictures} x {tokens} tokens, {heads} heads of {head_dim}, {dtype}"
     measure = partial(backend_times_ms, shape, dtype, device)
-    return kernel_choices().choose(question, _candidates(dtype, device), measure, device)
+    return kernel_choices().choose(question, candidates(head_dim, dtype, device), measure, device)
 
 
 def backend_times_ms(
     shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[AttentionBackend, float]:
-    """The time of each backend that takes this shape and dtype on a CUDA `device`, in milliseconds, median of 10.
+    """The time under load of each backend that takes this shape and dtype, and is near the fastest, in milliseconds.
 
-    Queries, keys and values lie as a block's projections leave them.
+    Queries, keys and values lie as a block's projections leave them on a CUDA `device`. See `in_turns_ms`.
 
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
@@ -116,29 +133,40 @@ def backend_times_ms(
     pictures, tokens, heads, head_dim = shape
     query, key = torch.randn(pictures, tokens, 2, heads, head_dim, dtype=dtype, device=device).unbind(2)
     value = torch.randn(pictures, tokens, 3, heads, head_dim, dtype=dtype, device=device)[:, :, 2]
-    times_ms = {backend: _time_ms(backend, query, key, value) for backend in _candidates(dtype, device)}
-    return {backend: taken for backend, taken in times_ms.items() if taken is not None}
-
-
-def _candidates(dtype: torch.dtype, device: torch.device) -> list[AttentionBackend]:
-    """Those that there are here, though maybe not for every shape; MATH is none: it writes every score to memory."""
-    backends = [AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT]
-    return [*backends, AttentionBackend.FLASH4] if has_flash_attention_4(dtype, device) else backends
-
-
-def _time_ms(backend: AttentionBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float | None:
+    there = candidates(head_dim, dtype, device)
+    runs = {backend: partial(_attention_within, backend, query, key, value) for backend in there}
     with warnings.catch_warnings():
         # torch warns of every reason why a kernel is not for this shape, FlashAttention 4's compiler of its own code
         warnings.simplefilter("ignore")
-        if backend is AttentionBackend.FLASH4:
-            run = partial(attention, query, key, value, by_flash_attention_4=True)
-            timed = partial(median_ms, run, query.device)
-            return attempt(timed, "FlashAttention 4 is left out", but=(torch.OutOfMemoryError,))
-        try:
-            with attention_by(backend):
-                return median_ms(partial(attention, query, key, value), query.device)
-        except torch.OutOfMemoryError:
-            raise  # a RuntimeError, too
-        except RuntimeError as error:
-            _log.debug("attention by %s: %s", backend, str(error))
-            return None
+        return in_turns_ms({backend: run for backend, run in runs.items() if _serves(backend, run)}, device)
+
+
+def candidates(head_dim: int, dtype: torch.dtype, device: torch.device) -> list[AttentionBackend]:
+    """Those that there are here, though maybe not for every shape; MATH is none: it writes every score to memory."""
+    backends = [AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT]
+    if has_flash_attention_4(dtype, device):
+        backends.append(AttentionBackend.FLASH4)
+        if head_dim == _HEAD_DIM and architecture(device) == HOPPER:
+            backends.append(AttentionBackend.FLASH4_160)
+    return [*backends, AttentionBackend.TRITON] if has_triton_attention(head_dim, dtype, device) else backends
+
+
+def _attention_within(
+    backend: AttentionBackend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    with attention_by(backend):
+        return attention(query, key, value, backend)
+
+
+def _serves(backend: AttentionBackend, run: Callable[[], torch.Tensor]) -> bool:
+    """Whether it works at all. That one of torch's is not for a shape is no news; that another fails is."""
+    if backend.kernel is None:
+        return attempt(run, f"attention by {backend} is left out", but=(torch.OutOfMemoryError,)) is not None
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError, too
+    except RuntimeError as error:
+        _log.debug("attention by %s: %s", backend, str(error))
+        return False
+    return True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from zimage_ui.generator.fast.attention import attention
+from zimage_ui.generator.fast.attention import AttentionBackend, attention
 from zimage_ui.generator.fast.gate import gated
 from zimage_ui.generator.fast.lossy_projections import lossy_projections
 from zimage_ui.generator.fast.parts import parts_by
@@ -46,17 +46,16 @@ class BlockKernels(NamedTuple):
     """What computes the parts of a block for which there is a choice.
 
     Attributes:
-        flash_attention_4: attention by it, not by torch.
+        attention: its backend; torch's own are chosen by `attention_by`, around a block. FP8 is for products in eight
+            bits, and with `triton` only.
         gate_tile: the kernel of the gated product (`gate.gated`); None is the projection's own.
         triton: what lies between the products by `triton_parts`, not by `parts`.
-        fp8_attention: attention in eight bits, of products in eight bits; with `triton` only.
         products: the kernels of the products, plain or in FP8.
     """
 
-    flash_attention_4: bool = False
+    attention: AttentionBackend | None = None
     gate_tile: str | None = None
     triton: bool = False
-    fp8_attention: bool = False
     products: ProductKernels = USUAL_PRODUCTS
 
 
@@ -128,12 +127,12 @@ def _attended(
 ) -> Activations:
     """What the attention's output projection reads, of the kept tokens."""
     heads = weights.query_norm, weights.key_norm, weights.query_key_eps, rotary
-    if kernels.fp8_attention and isinstance(product, ScaledProduct):
+    if kernels.attention is AttentionBackend.FP8 and isinstance(product, ScaledProduct):
         from zimage_ui.generator.fast.fp8_attention import fp8_attention  # where there is Triton
 
         # Dense, as kernels read them: what is kept of several pictures lies apart.
         return QuantisedRows(*(each[:, :kept_tokens].contiguous() for each in fp8_attention(product, *heads)))
     parts = parts_by(triton=kernels.triton)
     query, key, value = parts.turned_heads(product, *heads)
-    attended = attention(query[:, :kept_tokens], key, value, kernels.flash_attention_4)
+    attended = attention(query[:, :kept_tokens], key, value, kernels.attention)
     return parts.read(attended.flatten(2), weights.projections.output)

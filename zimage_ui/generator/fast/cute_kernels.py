@@ -73,7 +73,20 @@ def flash_attention_4(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     return attended
 
 
+@torch.library.custom_op("zimage_ui::flash_attention_4_by_160", mutates_args=(), device_types="cuda")
+def flash_attention_4_by_160(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The same in tiles of 128 queries and 160 keys where the library takes 128; for heads of 128 on Hopper.
+
+    Its public function takes no tile, so this is the one below, which another version may not have, or not so.
+    """
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    attended: torch.Tensor = _flash_attn_fwd(query, key, value, tile_mn=(128, 160))[0]
+    return attended
+
+
 @flash_attention_4.register_fake
+@flash_attention_4_by_160.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 

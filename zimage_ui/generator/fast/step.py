@@ -129,13 +129,7 @@ class PassPlan:
     @property
     def kernels(self) -> BlockKernels:
         """Of its blocks."""
-        return BlockKernels(
-            self.backend is AttentionBackend.FLASH4,
-            self.gate_tile,
-            self.functions.triton,
-            self.backend is AttentionBackend.FP8,
-            self.products,
-        )
+        return BlockKernels(self.backend, self.gate_tile, self.functions.triton, self.products)
 
 
 class StepNetwork:

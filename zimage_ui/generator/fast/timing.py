@@ -29,12 +29,6 @@ _WARM_ROUNDS, _ROUNDS = 6, 10
 _HOPELESS, _BEHIND = 1.15, 1.06
 
 
-def median_ms(run: Callable[[], object], device: torch.device) -> float:
-    """The milliseconds of one `run` on a CUDA `device`, median of 10."""
-    replay, _ = CudaRecorder(device, _stream(device)).record(run)
-    return _median_ms(replay)
-
-
 def in_turns_ms(runs: Mapping[_Name, Callable[[], object]], device: torch.device) -> dict[_Name, float]:
     """The milliseconds of each of `runs` on a CUDA `device` under load, by name, medians of 10 rounds in turns.
 
