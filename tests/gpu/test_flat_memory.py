@@ -27,6 +27,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.model, pytest.mark.timeout(600)]
 FULL_SIZE_FOLDER = os.environ.get("FULL_SIZE_FOLDER", "")
 # Up to 32, 64 and 96 tokens, and too long.
 REPEATS = (1, 8, 16, 300)
+# In which torch reserves memory for small tensors. How they fall into them is a matter of the moment at which each is
+# given back: beside seven other processes one more was needed at the hundredth picture, and in a run alone none.
+ONE_SEGMENT = 2 * 2**20
 OFFLOADED = MemoryPlan.TEXT_ENCODER_OFFLOADED
 
 
@@ -99,14 +102,18 @@ def test_reserved_memory_is_flat(engine_and_mixture, monkeypatch):
         empty_cache()
 
     monkeypatch.setattr(torch.cuda, "empty_cache", counted)
-    reserved: list[int] = []
+    large: list[int] = []
+    small: list[int] = []
     for asked, following in zip(order, [*order[1:], order[0]], strict=True):
         result = engine.generate(asked, EncodesAhead(engine, following), threading.Event())
         engine.forget_prompts()  # each prompt is encoded again
-        reserved.append(torch.cuda.memory_reserved())
+        reserved = torch.cuda.memory_stats()
+        large.append(reserved["reserved_bytes.large_pool.current"])
+        small.append(reserved["reserved_bytes.small_pool.current"])
         assert len(result.images) == asked.num_images_per_prompt
     assert given_back == []
-    seen = reserved[len(shapes) - 1]
-    grown = {place: size - seen for place, size in enumerate(reserved) if place >= len(shapes) and size != seen}
+    seen = large[len(shapes) - 1]
+    grown = {place: size - seen for place, size in enumerate(large) if place >= len(shapes) and size != seen}
     assert not grown, f"bytes more than after {len(shapes)} shapes, by picture: {grown}"
+    assert small[-1] - small[len(shapes) - 1] <= ONE_SEGMENT
     assert torch.cuda.memory_stats().get("num_alloc_retries", 0) == 0

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.gpu.conftest import LIGHTHOUSE
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
-from zimage_ui.generator.fast.quantised_rows import scaled
+from zimage_ui.generator.fast.quantised_rows import QuantisedRows, scaled
 from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.placement import memory_need, read_device
@@ -70,9 +71,14 @@ def velocities(fast: FastTransformer, prompt: torch.Tensor, shape: tuple[int, ..
 @pytest.mark.parametrize("tokens", [32, 1056, 4128])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1152, 384), (384, 1024)])
 def test_a_product_is_the_emulated_one(precision: Precision, tokens: int, outputs: int, inputs: int) -> None:
-    weight, values = torch.randn(outputs, inputs).bfloat16(), torch.randn(1, tokens, inputs).bfloat16()
-    expected = scaled(KINDS[precision].of(weight)(values))
-    found = scaled(KINDS[precision].of(weight.to(CUDA))(values.to(CUDA)))
+    weight = torch.randn(outputs, inputs, device=CUDA, dtype=torch.bfloat16)
+    projection = KINDS[precision].of(weight)
+    rows = projection.read(torch.randn(1, tokens, inputs, device=CUDA, dtype=torch.bfloat16))
+    # Of the same factors: CUDA divides by a number as it multiplies by its inverse, and a scale that is off by the last
+    # bit rounds what lies between two numbers of eight bits to the other one.
+    emulated = replace(projection, **{name: getattr(projection, name).cpu() for name in ("weight", "scales", "unit")})
+    expected = scaled(emulated(QuantisedRows(*(each.cpu() for each in rows))))
+    found = scaled(projection(rows))
     assert found.shape == (1, tokens, outputs)
     assert found.dtype == torch.bfloat16
     assert distance(found.cpu(), expected) < 5e-3  # bf16 once, and the tensor cores' own sums

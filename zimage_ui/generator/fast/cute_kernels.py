@@ -35,12 +35,12 @@ class _Tile(NamedTuple):
 
 _TILES = {
     "128x192": _Tile(128, 192, True),
+    "192x128": _Tile(192, 128, True),
     "128x256": _Tile(128, 256, False),
-    "256x128": _Tile(256, 128, False),
     "192x192": _Tile(192, 192, False),
 }
 # The kernels of the gated product, by name: which is the fastest depends on the number of tokens.
-GATE_TILES = ("128x192", "128x256", "256x128")
+GATE_TILES = ("192x128", "128x192", "128x256")
 # Those of the plain product that are a match for CUDA's own library anywhere: 1088 tokens are 120 of these tiles in
 # 3840 columns, one for nearly each of an H100's 132 processors.
 PRODUCT_TILES = ("192x192",)
