@@ -18,6 +18,7 @@ from bench.full_size import build
 from bench.small_card import Trial, prove
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.conftest import LIGHTHOUSE
+from tests.gpu.test_flat_memory import FULL_SIZE_FOLDER
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
@@ -151,7 +152,13 @@ def test_rounded_while_reading_it_computes_the_same_bits(
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The full-size architecture with random weights, 20 GB; a process of its own leaves nothing on the GPU."""
+    """The full-size architecture with random weights, 20 GB; a process of its own leaves nothing on the GPU.
+
+    That of `FULL_SIZE_FOLDER`, where there is one.
+    """
+    if FULL_SIZE_FOLDER:
+        yield Path(FULL_SIZE_FOLDER)
+        return
     folder = tmp_path_factory.mktemp("model") / "full"
     alone(build, folder, "cuda", False, "bfloat16")
     yield folder
