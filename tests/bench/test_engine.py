@@ -27,6 +27,19 @@ def test_files_are_read_to_their_ends(tmp_path: Path):
     assert engine_parts.read_through(tmp_path) == 2**24 + 3
 
 
+@pytest.mark.parametrize(
+    ("ratios", "lost"),
+    [
+        ([1.02, 1.0, 1.02, 1.0], 1.0),
+        ([1.01, 0.99, 1.01, 0.99, 1.01, 0.99], 0.0),  # whoever comes second is a percent slower: nothing is lost
+        ([0.99, 1.01, 0.99, 1.01, 0.99], 0.0),
+        ([1.0, 1.0, 1.3, 1.0, 1.0, 1.0], 0.0),
+    ],
+)
+def test_who_begins_loses_nothing_by_it(ratios, lost):
+    assert engine_parts.lost_pct(ratios) == pytest.approx(lost)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "tiny"
