@@ -118,8 +118,8 @@ def instruments(ours: Ours, size: Size, rounds: int, prompts: Iterator[Prompt], 
     """What measuring costs: the same engine with its instruments and without, in turns.
 
     On: the stages' CUDA events, and the telemetry's sampler reading all sensors at the service's pace. Off: neither.
-    Each draws short runs, so that the sampler has its share of wake-ups in them. Who begins changes from round to round,
-    and whoever begins has a card that rested: so rounds count in pairs (`lost_pct`).
+    Each draws short runs, so that the sampler has its share of wake-ups in them. Who begins changes from round to
+    round, and whoever begins has a card that rested: so rounds count in pairs (`lost_pct`).
     """
     series: dict[str, list[float]] = {"on": [], "off": []}
     ways = {"on": _with_sampler, "off": _without_events}
@@ -144,8 +144,8 @@ def instruments(ours: Ours, size: Size, rounds: int, prompts: Iterator[Prompt], 
 def lost_pct(ratios: Sequence[float]) -> float:
     """What is lost in percent, by the ratio of both ways in each round: the median of the means of neighbouring rounds.
 
-    Each way begins in one of two such rounds. What it gains by that, a percent on an H100 at its power limit, is no loss
-    of the other's: a median of single rounds falls on either side of it by chance.
+    Each way begins in one of two such rounds. What it gains by that, a percent on an H100 at its power limit, is no
+    loss of the other's: a median of single rounds falls on either side of it by chance.
     """
     pairs = zip(ratios[::2], ratios[1::2], strict=False)  # an odd one at the end has no counterpart
     return round(100 * (statistics.median(map(statistics.fmean, pairs)) - 1), 3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zimage_ui.generator.fast import parts, step
+from zimage_ui.generator.fast.product_kernels import ProductKernels
 from zimage_ui.generator.fast.projections import PackedProjection, PlainProjection
 from zimage_ui.generator.fast.rotary import shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape
@@ -61,6 +62,25 @@ def test_both_ends_and_the_joint_are_normed_by_the_parts_of_the_pass(transformer
     )
     assert met == [("rms", (2, 64, 96)), ("rms", (2, 32, 96)), ("layer", (2, 35, 96))]
     assert torch.equal(found, expected)
+
+
+def test_the_blocks_before_the_caption_joins_multiply_by_kernels_for_the_images_tokens(transformer, network, noise):
+    asked = []
+
+    def block(tokens, normed, weights, rows, rotary, kept, kernels):
+        asked.append((tokens.shape[1], kernels.products.down, kernels.gate_tile))
+        return EAGER.block(tokens, normed, weights, rows, rotary, kept)
+
+    shape = DenoiserShape(10, 14, 32)
+    rotary = shape_rotary(transformer.rope_embedder, shape, torch.device("cpu"))
+    functions = EAGER._replace(block=block)
+    plan = PassPlan(
+        shape, rotary, None, functions, "128x192", ProductKernels(down="whole"), ProductKernels(down="image")
+    )
+    rows = 1 + 0.1 * noise(network.row_count, 96, seed=1)
+    network.velocity(plan, noise(1, 16, 10, 14), rows, noise(1, 32, 96, seed=2))
+    assert asked[: len(network.refiner)] == [(64, "image", "128x192")] * len(network.refiner)
+    assert asked[len(network.refiner) :] == [(96, "whole", "128x192")] * len(network.layers)
 
 
 def test_it_knows_its_sizes(network):

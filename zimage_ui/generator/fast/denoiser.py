@@ -148,8 +148,11 @@ class FastTransformer:
 
         Each costs nothing where its choice is known. A failure is logged, and the usual kernel computes.
         """
-        tokens = shape.pictures * shape.tokens
-        products = [partial(fastest_product, alike, tokens) for alike in zip(*self._products, strict=True)]
+        products = [
+            partial(fastest_product, alike, tokens)
+            for tokens in (shape.pictures * shape.tokens, shape.pictures * shape.padded_image_tokens)
+            for alike in zip(*self._products, strict=True)
+        ]
         pieces: tuple[Callable[[], object], ...] = (
             partial(self._fastest_backend, shape, TRITON),
             *products,
@@ -204,9 +207,12 @@ class FastTransformer:
         """The fastest pass of `functions`."""
         backend, tokens = self._fastest_backend(shape, functions), shape.pictures * shape.tokens
         # A compiler takes no product but torch's.
-        by = fastest_products(self._products, tokens) if functions.triton else USUAL_PRODUCTS
+        by = image_by = USUAL_PRODUCTS
+        if functions.triton:
+            by = fastest_products(self._products, tokens)
+            image_by = fastest_products(self._products, shape.pictures * shape.padded_image_tokens)
         gate_tile = fastest_gate_tile(self._products[0], tokens, functions.parts, by.gate_up)
-        return PassPlan(shape, self._rotary(shape), backend, functions, gate_tile, by)
+        return PassPlan(shape, self._rotary(shape), backend, functions, gate_tile, by, image_by)
 
     def _fastest_backend(self, shape: DenoiserShape, functions: StepFunctions) -> AttentionBackend | None:
         attention_shape = (shape.pictures, shape.tokens, *self.network.heads_shape)

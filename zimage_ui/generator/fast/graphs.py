@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -47,14 +47,14 @@ class CudaRecorder:
     The answer of one graph stays whole while others run; anything else of it does not.
     """
 
-    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
-        """Nothing is recorded yet; `stream` is where it will be done, None is a new one."""
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is recorded yet."""
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = stream or torch.cuda.Stream(device)
+        self._stream = _stream(device)
 
     def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
-        """Run `work` twice, then record it, on its stream."""
+        """Run `work` twice, then record it."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for _ in range(_RUNS_BEFORE_RECORDING):
@@ -66,6 +66,12 @@ class CudaRecorder:
             answer = work()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return graph.replay, answer
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where all record: torch keeps what is freed for the stream that used it, and 32 MB of cuBLAS's for each."""
+    return torch.cuda.Stream(device)
 
 
 class SharedRecorder:

@@ -116,7 +116,8 @@ class PassPlan:
         backend: of the attention; None leaves it to torch.
         functions: what it is made of.
         gate_tile: of the gated product's kernel; None is the plain product (`gate.fastest_gate_tile`).
-        products: the kernels of the products (`product_kernels.fastest_products`).
+        products: the kernels of the products in the main layers (`product_kernels.fastest_products`).
+        image_products: those of the blocks that the image's tokens pass alone.
     """
 
     shape: DenoiserShape
@@ -125,10 +126,16 @@ class PassPlan:
     functions: StepFunctions = EAGER
     gate_tile: str | None = None
     products: ProductKernels = USUAL_PRODUCTS
+    image_products: ProductKernels = USUAL_PRODUCTS
+
+    @property
+    def image_kernels(self) -> BlockKernels:
+        """Of the blocks before the caption joins."""
+        return self.kernels._replace(products=self.image_products)
 
     @property
     def kernels(self) -> BlockKernels:
-        """Of its blocks."""
+        """Of the main layers."""
         return BlockKernels(self.backend, self.gate_tile, self.functions.triton, self.products)
 
 
@@ -244,12 +251,12 @@ class StepNetwork:
             fp32, of the latents' shape.
         """
         shape, run, windows = plan.shape, plan.functions, _windows(rows)
-        kernels, parts = plan.kernels, run.parts
+        kernels, image_kernels, parts = plan.kernels, plan.image_kernels, run.parts
         refiner_windows, layer_windows = windows[: len(self.refiner)], windows[len(self.refiner) :]
         with attention_by(plan.backend):
             tokens, normed = run.enter(latents, self._entry, rows[0], parts)
             for weights, block_rows in zip(self.refiner, refiner_windows, strict=True):
-                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image, None, kernels)
+                tokens, normed = run.block(tokens, normed, weights, block_rows, plan.rotary.image, None, image_kernels)
             tokens, normed = self._join(tokens, normed, captions, rows[ROWS_A_BLOCK * len(self.refiner)], parts)
             for number, (weights, block_rows) in enumerate(zip(self.layers, layer_windows, strict=True), 1):
                 # Nobody reads the captions after the last. Leaving them out would not pay for its compilation.

@@ -9,7 +9,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -19,18 +19,17 @@ from zimage_ui.generator.fast.graphs import CudaRecorder
 
 _Name = TypeVar("_Name", bound=str)
 
-_WARM_REPLAYS = 3
-_TIMED_REPLAYS = 10
+_WARM_REPLAYS, _TIMED_REPLAYS = 2, 5
 # In turns: about 3 ms each, after long enough that the clocks have settled.
 _TURN_MS = 3.0
 _BUSY_MS = 150.0
-_WARM_ROUNDS, _ROUNDS = 6, 10
-# Times the fastest's own, after a pause, and at work.
+_WARM_ROUNDS, _ROUNDS = 4, 8
+# Times the fastest's own, one after the other, and in the first turns.
 _HOPELESS, _BEHIND = 1.15, 1.06
 
 
 def in_turns_ms(runs: Mapping[_Name, Callable[[], object]], device: torch.device) -> dict[_Name, float]:
-    """The milliseconds of each of `runs` on a CUDA `device` under load, by name, medians of 10 rounds in turns.
+    """The milliseconds of each of `runs` on a CUDA `device` under load, by name, medians of rounds in turns.
 
     After a pause a card is at its highest clock, and whatever keeps its tensor cores busiest is the fastest. At work it
     is at its power limit, and the fastest is what takes the least energy: on an H100, a product of 4160 tokens that is
@@ -114,16 +113,11 @@ def _mark() -> torch.cuda.Event:
 
 def _all_recorded(runs: Mapping[_Name, Callable[[], object]], device: torch.device) -> dict[_Name, Callable[[], None]]:
     """What replays each, in one pool of memory: they never run at the same time."""
-    recorder, replays = CudaRecorder(device, _stream(device)), {}
+    recorder, replays = CudaRecorder(device), {}
     for name, run in runs.items():
         recorded = attempt(partial(recorder.record, run), f"{name} is left out", but=(torch.OutOfMemoryError,))
         if recorded is None:
-            recorder = CudaRecorder(device, _stream(device))  # a failed capture spoils its pool
+            recorder = CudaRecorder(device)  # a failed capture spoils its pool
         else:
             replays[name] = recorded[0]
     return replays
-
-
-@cache  # torch keeps freed memory for the stream that it was used on: what one candidate used, the next one uses again
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
