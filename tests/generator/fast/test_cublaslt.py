@@ -155,6 +155,14 @@ def test_a_tile_is_set_and_nothing_else_of_the_best_proposal_changed(library):
     assert algorithms["cublasLt tile 405 cluster 3 option 1 id 66"] == (NVJET, 405, 1, 1, 3)
 
 
+def test_an_older_library_that_knows_no_such_tile_keeps_its_proposals(library, monkeypatch, caplog):
+    stand_in = Library((29, 1, 4), accepted=ACCEPTED)
+    library(stand_in)
+    monkeypatch.setattr(stand_in, "cublasLtMatmulAlgoConfigSetAttribute", lambda *arguments: 7)
+    assert proposed(1088, 3840) == ["cublasLt tile 29"]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("family", [0, 71])
 def test_kernels_of_another_family_have_other_tiles(library, family):
     library(Library((29, 1, 4), accepted=ACCEPTED, family=family))

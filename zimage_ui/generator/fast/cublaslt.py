@@ -158,8 +158,7 @@ def _described(size: _Size) -> _Problem:
     values = _layout(size.dtype, size.inputs, size.tokens)
     answer = _layout(_PRODUCTS[size.dtype], size.outputs, size.tokens)
     problem = _Problem(description, weight, values, answer, {})
-    # With the workspace comes a node that clears it before every product, 6 us of an H100: kernels without are asked
-    # for, too, and what they are worth is measured.
+    # With a workspace comes a node that clears it before every product: kernels without are asked for, too.
     named: dict[str, _Proposal] = {}
     proposals = (*_proposals(size, problem, _WORKSPACE_BYTES), *_proposals(size, problem, 0))
     for proposal in (*proposals, *_tiled(size, problem, proposals[:1])):
@@ -207,7 +206,8 @@ def _checked(
         return None
     for (_, number, length), value in ((_TILE, tile.number), (_CLUSTER, cluster), (_OPTION, option)):
         place = byref(c_uint64(value)), c_size_t(length)
-        _call("cublasLtMatmulAlgoConfigSetAttribute", byref(algorithm), number, *place)
+        if _library().cublasLtMatmulAlgoConfigSetAttribute(byref(algorithm), number, *place) != _SUCCESS:
+            return None  # an older library, which has no such tile
     description, weight, values, answer, _ = problem
     proposal = _Proposal()
     status = _library().cublasLtMatmulAlgoCheck(
