@@ -26,7 +26,7 @@ import numpy as np
 from bench.players import STEPS, Drawn, Ours, Player, Stock
 from bench.report import write_result
 from zimage_ui.generator.sources import BUNDLED_FOLDER
-from zimage_ui.generator.zimage import ZImageGenerator
+from zimage_ui.generator.zimage import ZImageGenerator, import_engine
 from zimage_ui.settings import tame_third_parties
 
 BARS_MS = {256: 1500.0, 384: 4000.0}
@@ -96,10 +96,8 @@ def load_once(folder: str, threads: int) -> Timings:
     """Milliseconds to import what loading needs, and to load; for a process of its own."""
     tame_third_parties()
     begun = time.perf_counter()
+    import_engine()
     import torch
-
-    import zimage_ui.generator.engine
-    import zimage_ui.generator.loading  # noqa: F401
 
     torch.set_num_threads(threads)
     imported = time.perf_counter()
