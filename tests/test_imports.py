@@ -15,6 +15,7 @@ from zimage_ui.imports import collector_paused
 @pytest.fixture(autouse=True)
 def thawed() -> Iterator[None]:
     """What is frozen here is all that the other tests have made: it may go again."""
+    gc.unfreeze()
     yield
     gc.unfreeze()
 

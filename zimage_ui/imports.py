@@ -40,7 +40,10 @@ _pause = _Pause()
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """While it is entered, by anybody, garbage stays; what is alive at the end is not looked through again."""
+    """While it is entered, by anybody, garbage stays; whatever is there at the end is not looked through again.
+
+    That is this process's own modules. A program that calls this with much else in its memory freezes that, too.
+    """
     _pause.begin()
     try:
         yield

@@ -1,17 +1,27 @@
 """diffusers and transformers, imported without what nothing here needs."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from zimage_ui.generator.libraries import COMPANIONS, imported_leanly
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """What is frozen here is all that the other tests have made: it may go again."""
+    yield
+    gc.unfreeze()
 
 
 def in_a_new_process(code: str, *folders: Path) -> str:
@@ -78,6 +88,32 @@ def test_companions_look_as_if_not_installed_and_are_back_afterwards(
             importlib.import_module(COMPANIONS[0])
         raise RuntimeError("any failure")
     assert [name for name in COMPANIONS if importlib.util.find_spec(name) is None] == []
+    assert importlib.metadata.packages_distributions is listed
+
+
+def test_packages_are_listed_once_however_often_they_are_asked_for() -> None:
+    with imported_leanly():
+        first = importlib.metadata.packages_distributions()
+        assert importlib.metadata.packages_distributions() is first
+    assert importlib.metadata.packages_distributions() is not first
+
+
+def test_two_threads_come_one_after_the_other(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever came second would take the first one's list for Python's own, and lose its companions to it."""
+    listed, begun, inside = importlib.metadata.packages_distributions, threading.Event(), threading.Event()
+
+    def other() -> None:
+        begun.set()
+        with imported_leanly():
+            inside.set()
+
+    with imported_leanly():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert begun.wait(10)
+        assert not inside.wait(0.2)
+    thread.join(10)
+    assert inside.is_set()
     assert importlib.metadata.packages_distributions is listed
 
 

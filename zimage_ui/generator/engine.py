@@ -182,7 +182,8 @@ class Engine:
         """What `prepare` does, in pieces that are to be called one after the other, and what was done costs nothing.
 
         For the first of all shapes kernels are loaded, which takes seconds; others are recorded, about 0.2 s a piece.
-        Once on a machine kernels are measured for each, for up to a second a piece; the first time they are made, too.
+        Once on a machine kernels are measured for each, mostly for about a second a piece, and up to three for products
+        of thousands of tokens; the first time they are made, too.
         """
         latents, plan = self._latents_of(shape), self._plan_of(shape)
         pieces: tuple[Callable[[], object], ...] = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,14 +19,17 @@ from zimage_ui.imports import collector_paused
 # Each is optional to both, and they look for it before they import it.
 COMPANIONS = ("bitsandbytes", "peft", "scipy", "sklearn", "torchao", "torchaudio", "torchvision")
 
+_importing = threading.Lock()
+
 
 @contextmanager
 def imported_leanly() -> Iterator[None]:
     """While it is entered, `COMPANIONS` look as if they were not installed; what is imported already stays.
 
-    Both libraries keep in mind what they found, so the companions stay away from them afterwards, too.
+    To all threads, of which one at a time enters. diffusers keeps in mind what it found: in this process it does
+    without them afterwards, too, and loads no LoRA by peft.
     """
-    with collector_paused(), _without_companions(), _packages_listed_once():
+    with _importing, collector_paused(), _without_companions(), _packages_listed_once():
         yield
 
 

@@ -26,11 +26,12 @@ class Library:
         refused: what it answers when it has nothing to propose.
         family: number of the kernels that it proposes.
         accepted: (tile, cluster, option) of kernels that it has besides, with so many bytes of workspace.
+        checked: how often it was asked for one of those.
     """
 
     def __init__(self, *tiles, refused=15, family=NVJET, accepted=None):
         self.tiles, self.refused, self.asked = tiles, refused, []
-        self.family, self.accepted = family, accepted or {}
+        self.family, self.accepted, self.checked = family, accepted or {}, 0
 
     def __getattr__(self, name):
         return lambda *arguments: 0
@@ -58,6 +59,7 @@ class Library:
         return 0
 
     def cublasLtMatmulAlgoCheck(self, *arguments):  # noqa: N802
+        self.checked += 1
         *_, algorithm, result = (getattr(each, "_obj", each) for each in arguments)
         words = algorithm.data
         needed = self.accepted.get((words[TILE], words[CLUSTER], words[OPTION]))
@@ -148,11 +150,13 @@ def test_tiles_that_suit_the_size_are_kernels_too_where_the_library_accepts_them
 
 
 def test_a_tile_is_set_and_nothing_else_of_the_best_proposal_changed(library):
-    library(Library((29, 1, 4), (31, 1, 0), accepted=ACCEPTED))
+    stand_in = Library((29, 1, 4), (31, 1, 0), accepted=ACCEPTED)
+    library(stand_in)
     problem = cublaslt._problem(cublaslt._Size(1088, 3840, 8, torch.bfloat16, CUDA))
     algorithms = {name: tuple(algorithm.data)[:5] for name, algorithm in problem.algorithms.items()}
     assert algorithms["cublasLt tile 29 id 66"] == (NVJET, 29, 1, 0, 0)
     assert algorithms["cublasLt tile 405 cluster 3 option 1 id 66"] == (NVJET, 405, 1, 1, 3)
+    assert stand_in.checked == 16  # four tiles in four settings, like one proposal and not like each
 
 
 def test_an_older_library_that_knows_no_such_tile_keeps_its_proposals(library, monkeypatch, caplog):

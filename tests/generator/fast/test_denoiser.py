@@ -2,15 +2,17 @@
 
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
-from zimage_ui.generator.fast import denoiser
+from zimage_ui.generator.fast import denoiser, parts, step
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
+from zimage_ui.generator.fast.product_kernels import ProductKernels
 from zimage_ui.generator.fast.shapes import DenoiserShape
-from zimage_ui.generator.fast.step import EAGER
+from zimage_ui.generator.fast.step import EAGER, TRITON
 from zimage_ui.generator.sampling import StockDenoiser, make_schedule, sample
 from zimage_ui.request import SchedulerName
 
@@ -230,6 +232,18 @@ class TestPreparation:
         for piece in ours.measurements(self.SHAPE):
             piece()
         assert asked == []
+
+    def test_the_image_alone_and_with_its_caption_are_multiplied_by_kernels_of_their_own(self, ours, monkeypatch):
+        def fastest_products(blocks, tokens):
+            return ProductKernels(down=f"for {tokens}")
+
+        monkeypatch.setattr(denoiser, "fastest_products", fastest_products)
+        monkeypatch.setattr(step, "parts_by", lambda *, triton: parts)
+        of_two = replace(self.SHAPE, pictures=2)
+        for shape, whole, image in ((self.SHAPE, 64, 32), (of_two, 128, 64)):
+            plan = ours._plan(shape, TRITON)
+            assert (plan.products.down, plan.image_products.down) == (f"for {whole}", f"for {image}")
+        assert ours._plan(self.SHAPE, EAGER).image_products == ProductKernels()
 
     def test_where_a_compiler_multiplies_there_is_nothing_to_measure(self, fast, asked):
         for piece in fast.measurements(self.SHAPE):

@@ -121,7 +121,8 @@ def test_a_kernel_that_fails_is_left_out_and_a_full_memory_says_nothing(block, a
     projection = block_projections(block).down
     timed(monkeypatch, {USUAL: 3.0, SECOND: 2.0})
     assert product_times_ms([projection] * 3, 32) == {USUAL: 3.0, SECOND: 2.0}
-    assert asked == [FIRST] * 3 + [SECOND] * 3 + list(PRODUCT_TILES) * 3
+    checked = [FIRST, SECOND, *PRODUCT_TILES]
+    assert asked == checked + [FIRST] * 3 + [SECOND] * 3 + list(PRODUCT_TILES) * 3
 
     def run_out(runs, device):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -130,6 +131,22 @@ def test_a_kernel_that_fails_is_left_out_and_a_full_memory_says_nothing(block, a
     assert fastest_products([block_projections(block)], 96) == ProductKernels()
     timed(monkeypatch, {USUAL: 3.0, SECOND: 2.0})
     assert fastest_products([block_projections(block)], 96) == ProductKernels(*[SECOND] * 4)
+
+
+@pytest.mark.parametrize("wrong", [0.5, float("nan")])
+def test_a_kernel_that_computes_something_else_is_never_timed(block, asked, monkeypatch, caplog, wrong):
+    right = product_kernels.cublaslt.product
+
+    def product(values, weight, kernel):
+        if kernel == SECOND:
+            raise RuntimeError("cublasLtMatmul answered 15.")
+        return wrong * right(values, weight, kernel)
+
+    monkeypatch.setattr(product_kernels.cublaslt, "product", product)
+    timed(monkeypatch, {USUAL: 3.0, FIRST: 1.0, SECOND: 1.0, PRODUCT_TILES[0]: 2.0})
+    assert list(product_times_ms([block_projections(block).down], 32)) == [USUAL, PRODUCT_TILES[0]]
+    assert f"{FIRST} is left out: its product is" in caplog.text
+    assert f"{SECOND} is left out: RuntimeError" in caplog.text
 
 
 def test_without_other_kernels_there_is_nothing_to_measure(block, monkeypatch):

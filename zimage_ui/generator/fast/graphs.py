@@ -55,16 +55,23 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
         """Run `work` twice, then record it."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(_RUNS_BEFORE_RECORDING):
                 work()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may well use CUDA in the meantime, to pin memory or to read sensors
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            answer = work()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                answer = work()
+        except BaseException:
+            # Where a capture cannot be ended, torch stays on its stream; and no other shall begin on that one.
+            torch.cuda.set_stream(current)
+            _stream.cache_clear()
+            raise
+        current.wait_stream(self._stream)
         return graph.replay, answer
 
 

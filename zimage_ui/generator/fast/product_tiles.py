@@ -1,7 +1,7 @@
 """Tiles into which a product of a very size falls with little left over, among those that cuBLASLt has.
 
 A card computes one tile on each of its processors at a time. What the last round leaves idle, and what tiles at the
-edges multiply for nothing, can be a fifth of all: 1088 tokens by 3840 outputs are 135 tiles of 128 x 256, one round of
+edges multiply for nothing, can be a fifth of all: 3840 outputs of 1088 tokens are 135 tiles of 256 x 128, one round of
 an H100's 132 processors and a second for three. The library has tiles for nearly every size, and proposes them for few:
 of the products of 1088 tokens it named none of 136, which divide them.
 """
@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 # As many tiles are worth measuring.
-_MOST_TILES = 6
+_MOST_TILES = 4
 # Registers hold no larger ones.
 _LARGEST = 256 * 208
 # How fast tiles are, all alike filled, was fitted to forty that an H100 was timed with: numbers have to be read before
