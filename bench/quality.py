@@ -77,9 +77,10 @@ def draw_all(folder: Path, precision: Precision, sketches: Sequence[Sketch]) -> 
         engine.prepare(width, height, tokens)
     finals: list[torch.Tensor] = []
 
-    def noting(*arguments: Any) -> torch.Tensor:
-        finals.append(sample(*arguments))
-        return finals[-1]
+    def noting(*arguments: Any) -> Any:
+        sampled = sample(*arguments)
+        finals.append(sampled.latents)
+        return sampled
 
     sample, made = engines.sample, []
     with mock.patch.object(engines, "sample", noting):

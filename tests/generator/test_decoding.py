@@ -1,6 +1,7 @@
 """Decoding: the stock pipeline's pixels, in host memory; in tiles without a seam; cancelled between two pictures."""
 
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from zimage_ui.errors import GenerationError, JobCancelledError
+from zimage_ui.generator import decoding
 from zimage_ui.generator.decoding import TILE, TILE_OVERLAP, decode, decode_tensor, tile_starts, to_rgb8
 
 pytestmark = pytest.mark.model
@@ -26,9 +28,16 @@ def stock_pixels(stock: Any, latents: torch.Tensor) -> list[np.ndarray]:
     return [np.asarray(picture) for picture in stock.image_processor.postprocess(pictures, output_type="pil")]
 
 
-def decoded(vae: Any, latents: torch.Tensor, *, tiled: bool = False, cancel: threading.Event | None = None):
+def decoded(
+    vae: Any,
+    latents: torch.Tensor,
+    *,
+    tiled: bool = False,
+    cancel: threading.Event | None = None,
+    settle: Callable[[], object] = lambda: None,
+):
     with torch.inference_mode():
-        return decode(vae, latents, range(len(latents)), tiled=tiled, cancel=cancel or threading.Event())
+        return decode(vae, latents, range(len(latents)), tiled=tiled, cancel=cancel or threading.Event(), settle=settle)
 
 
 def test_pixels_are_the_stock_pipelines(stock, as_array):
@@ -45,6 +54,21 @@ def test_a_batch_is_the_same_as_each_alone(stock, as_array):
         assert image.pixels == decoded(stock.vae, alone)[0].pixels
     for image, expected in zip(together, stock_pixels(stock, latents), strict=True):
         assert np.abs(as_array(image).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("ahead", "order"), [(False, "settled one two"), (True, "one settled two")])
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_the_latents_are_waited_for_once_and_a_gpu_has_work_meanwhile(stock, monkeypatch, ahead, order, pictures):
+    met = []
+
+    def decode_tensor(vae, latents, *, tiled):
+        met.append(("one", "two")[sum(each != "settled" for each in met)])
+        return torch.zeros(1, 3, 8, 8)
+
+    monkeypatch.setattr(decoding, "works_meanwhile", lambda device: ahead)
+    monkeypatch.setattr(decoding, "decode_tensor", decode_tensor)
+    decoded(stock.vae, latents_of(pictures, 8, 8), settle=lambda: met.append("settled"))
+    assert met == [each for each in order.split() if pictures == 2 or each != "two"]
 
 
 def test_bfloat16_pixels_are_within_one_of_the_stock_pipelines(stock, tiny_folder, as_array):

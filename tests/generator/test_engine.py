@@ -1,6 +1,7 @@
 """The stages in order, against the stock pipeline; and out of memory, cancelled, broken: the next request works."""
 
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
 from tests.generator.fast.two_streams import ThreadedTransfer
 from tests.generator.hooked import decoder_pass, text_encoder_pass, transformer_pass
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, JobCancelledError
-from zimage_ui.generator.base import SILENT
+from zimage_ui.generator import decoding, reporting
+from zimage_ui.generator.base import SILENT, GenerationListener
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
 from zimage_ui.generator.fast.denoiser import FastTransformer
@@ -236,6 +238,54 @@ class TestCancel:
         with pytest.raises(JobCancelledError):
             make(engine, request(seed=1), recorder, cancel)
         assert make(engine, request()).images[0].pixels == expected
+
+
+class TestADeviceThatWorksMeanwhile:
+    """As a GPU does: the first picture is decoded while the host still waits for the last step."""
+
+    @pytest.fixture
+    def met(self, engine, monkeypatch):
+        """What happens, in order: stages and steps that are told, and passes through the decoder."""
+        for module in (decoding, reporting):
+            monkeypatch.setattr(module, "works_meanwhile", lambda device: True)
+        happened = []
+        decoder_pass(engine).register_forward_pre_hook(lambda *_: happened.append("decoding"))
+        return happened
+
+    @pytest.fixture
+    def listener(self, met):
+        class Listener(GenerationListener):
+            def stage_started(self, stage):
+                met.append(str(stage))
+
+            def step_done(self, step, num_steps, preview):
+                met.append(step)
+
+        return Listener()
+
+    def test_decodes_before_the_last_step_is_told_and_tells_all_in_order(self, engine, met, listener):
+        make(engine, request(num_inference_steps=2, num_images_per_prompt=2), listener)
+        assert met == ["encode", "sample", 1, "decoding", 2, "decode", "decoding"]
+
+    def test_draws_the_same_and_counts_the_same(self, engine, met, components):
+        found, expected = (make(each, request(preview=True)) for each in (engine, Engine(components, 1 << 20)))
+        assert found.images == expected.images
+        assert found.nfe == expected.nfe == 4
+        assert set(found.stage_ms) == set(STAGES)
+
+    def test_a_cancel_at_the_last_step_ends_it(self, engine, met, recorder):
+        cancel = threading.Event()
+        recorder.at_step = lambda step: cancel.set() if step == 4 else None
+        with pytest.raises(JobCancelledError):
+            make(engine, request(num_images_per_prompt=2), recorder, cancel)
+        assert met == ["decoding"]
+        assert recorder.stages == STAGES[:2]
+
+    def test_numbers_that_are_not_finite_are_the_transformers(self, engine, met, recorder):
+        transformer_pass(engine).register_forward_hook(lambda *arguments: arguments[-1] * math.nan)
+        with pytest.raises(GenerationError, match="transformer"):
+            make(engine, request(), recorder)
+        assert recorder.stages == STAGES[:2]
 
 
 class TestOutOfMemory:

@@ -61,7 +61,7 @@ def our_latents(stock: Any, denoiser: StockDenoiser, size: tuple[int, int], step
     with torch.inference_mode():
         latents = initial_latents(range(7, 7 + images), 16, size[1] // 8, size[0] // 8, CPU)
         schedule = make_schedule(stock.scheduler, SchedulerName.EULER, steps, latents)
-        return sample(denoiser, schedule, latents, Unwatched(), threading.Event())
+        return sample(denoiser, schedule, latents, Unwatched(), threading.Event()).settle()
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -163,7 +163,7 @@ class Gaussian:
 def solve(stock: Any, name: SchedulerName, steps: int, denoiser: Any) -> tuple[torch.Tensor, Schedule]:
     noise = initial_latents((3,), 16, 16, 16, CPU)
     schedule = make_schedule(stock.scheduler, name, steps, noise)
-    return sample(denoiser, schedule, noise, Unwatched(), threading.Event()), schedule
+    return sample(denoiser, schedule, noise, Unwatched(), threading.Event()).settle(), schedule
 
 
 def error_of(stock: Any, name: SchedulerName, steps: int) -> float:
@@ -242,7 +242,7 @@ def test_cancel_takes_effect_before_the_next_step(stock, last):
     noise = initial_latents((3,), 16, 8, 8, CPU)
     schedule = make_schedule(stock.scheduler, SchedulerName.EULER, 8, noise)
     with pytest.raises(JobCancelledError):
-        sample(flow, schedule, noise, CancelsAfter(last, cancel), cancel)
+        sample(flow, schedule, noise, CancelsAfter(last, cancel), cancel).settle()
     assert flow.forwards == last + 1
 
 

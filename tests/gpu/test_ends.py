@@ -91,7 +91,8 @@ class TestDecoder:
         def draw(count: int) -> int:
             for place in range(count):
                 size = ((64, 64), (32, 96))[place % 2]
-                decode(decoder, latents_of(*size, place), [place], tiled=False, cancel=threading.Event())
+                latents, waits = latents_of(*size, place), {"cancel": threading.Event(), "settle": lambda: None}
+                decode(decoder, latents, [place], tiled=False, **waits)
             return torch.cuda.memory_reserved(CUDA)
 
         assert draw(4) == draw(20)

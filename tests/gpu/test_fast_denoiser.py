@@ -54,7 +54,7 @@ def finished(
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         schedule = make_schedule(scheduler, SchedulerName.EULER, STEPS, latents)
         cancel = threading.Event()
-        return sample(make_denoiser(schedule), schedule, latents, watcher or Unwatched(), cancel)
+        return sample(make_denoiser(schedule), schedule, latents, watcher or Unwatched(), cancel).settle()
 
 
 def ours(fast: FastTransformer, height: int, width: int, prompts: list[torch.Tensor], **options: Any) -> torch.Tensor:
@@ -165,7 +165,7 @@ def test_cancel_takes_effect_between_replays(fast, prompt):
         schedule = make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), SchedulerName.EULER, STEPS, latents)
         denoiser = fast.denoiser(DenoiserShape(32, 32, 64), schedule.host_timesteps, prompt)
         with pytest.raises(JobCancelledError):
-            sample(denoiser, schedule, latents, CancelsAtThird(), cancel)
+            sample(denoiser, schedule, latents, CancelsAtThird(), cancel).settle()
     assert denoiser.forwards == 3
 
 

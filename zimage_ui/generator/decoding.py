@@ -8,13 +8,13 @@ the same alone and in a batch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from zimage_ui.generator.sampling import raise_if_cancelled, require_finite
-from zimage_ui.generator.transfers import record_fence, to_host
+from zimage_ui.generator.transfers import record_fence, to_host, works_meanwhile
 from zimage_ui.request import GeneratedImage
 
 # In latent positions (8 pixels each): a tile needs about a quarter of the memory of a megapixel, and the overlap is
@@ -50,19 +50,34 @@ def decode(
     *,
     tiled: bool,
     cancel: threading.Event,
+    settle: Callable[[], object],
 ) -> tuple[GeneratedImage, ...]:
     """Decode each of `latents` (pictures, channels, height, width) and bring its pixels to the host.
+
+    Args:
+        vae: decodes.
+        latents: may be under way on their device.
+        seeds: of the pictures.
+        tiled: in tiles, which need less memory.
+        cancel: set when nobody wants the pictures any more.
+        settle: waits until the latents are there, and says what is wrong with them. A GPU is given the first picture
+            before that, so that it does not stand idle while the host wakes up; a CPU works when it is asked to.
 
     Raises:
         JobCancelledError: `cancel` was set; looked at before each picture.
         GenerationError: the VAE computed numbers that are not finite.
     """
     pixels, extremes = [], []
-    for picture in latents.split(1):
+    waits_for = 1 if works_meanwhile(latents.device) else 0
+    for number, picture in enumerate(latents.split(1)):
         raise_if_cancelled(cancel)
+        if number == waits_for:
+            settle()
         decoded = decode_tensor(vae, picture, tiled=tiled)
         extremes.append(decoded.abs().amax())  # not finite if anything is not
         pixels.append(to_host(to_rgb8(decoded)))
+    if len(pixels) <= waits_for:
+        settle()
     largest = to_host(torch.stack(extremes))
     record_fence(latents.device).wait()  # the one wait of this stage
     require_finite(largest, "VAE")

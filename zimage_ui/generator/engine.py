@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +31,7 @@ from zimage_ui.generator.reporting import StepReporter
 from zimage_ui.generator.residence import TextEncoderResidence
 from zimage_ui.generator.sampling import (
     Denoiser,
+    Sampled,
     Schedule,
     initial_latents,
     make_schedule,
@@ -37,7 +39,7 @@ from zimage_ui.generator.sampling import (
     sample,
 )
 from zimage_ui.generator.transfers import record_fence, to_device
-from zimage_ui.request import GenerationRequest, Precision
+from zimage_ui.request import GeneratedImage, GenerationRequest, Precision
 from zimage_ui.stages import Stage, StageClock
 
 _log = logging.getLogger(__name__)
@@ -81,10 +83,22 @@ class _Job:
 
     def enter(self, stage: Stage) -> None:
         """The stage begins; a cancelled job goes no further."""
+        self.begin(stage)
+        self.listener.stage_started(stage)
+
+    def begin(self, stage: Stage) -> None:
+        """The same for the device, which may still be at the one before: nobody is told yet."""
         raise_if_cancelled(self.cancel)
         self.entered.append(stage)
         self.clock.start(stage)
-        self.listener.stage_started(stage)
+
+
+class _Steps(NamedTuple):
+    """Steps that are enqueued; what they took is known when they are done."""
+
+    sampled: Sampled
+    denoiser: Denoiser
+    reporter: StepReporter
 
 
 class Engine:
@@ -221,9 +235,8 @@ class Engine:
             with torch.inference_mode():
                 features = parts.text_encoder.config.hidden_size
                 embeds = torch.zeros(shape.caption_tokens, features, device=parts.device, dtype=parts.dtype)
-                latents, _, _ = self._sample(job, _Prompts(embeds, None, True, shape.caption_tokens, 0))
-                tiled = self._plan_of(shape).tiles_decode
-                decode(self._decoder, latents, request.seeds, tiled=tiled, cancel=job.cancel)
+                steps = self._sample(job, _Prompts(embeds, None, True, shape.caption_tokens, 0))
+                self._decode(job, steps.sampled, tiled=self._plan_of(shape).tiles_decode)
 
         translated(make, parts.device)
 
@@ -307,20 +320,20 @@ class Engine:
         shapes = prompts.shapes(job.request)
         warm = all(self.is_prepared(shape) for shape in shapes) if self.prepares else None
         job.enter(Stage.SAMPLE)
-        latents, nfe, preview_ms = self._sample(job, prompts)
-        job.enter(Stage.DECODE)
-        images = decode(self._decoder, latents, job.request.seeds, tiled=plan.tiles_decode, cancel=job.cancel)
+        steps = self._sample(job, prompts)
+        job.begin(Stage.DECODE)
+        images = self._decode(job, steps.sampled, tiled=plan.tiles_decode)
         job.clock.stop()
         for shape in shapes:
             self.on_made(shape)
         return GenerationResult(
             images=images,
             stage_ms=job.clock.stage_ms(),
-            nfe=nfe,
+            nfe=steps.denoiser.forwards,
             embedding_cache_hit=prompts.cache_hit,
             prompt_tokens=prompts.prompt_tokens,
             truncated_tokens=prompts.truncated_tokens,
-            preview_ms=preview_ms,
+            preview_ms=steps.reporter.preview_ms,
             memory=memory.counted(self.components.device),
             memory_plan=str(plan),
             shape_warm=warm,
@@ -357,8 +370,7 @@ class Engine:
             _ahead_ms((positive, hit), (negative, negative_hit)),
         )
 
-    def _sample(self, job: _Job, prompts: _Prompts) -> tuple[torch.Tensor, int, float]:
-        """The finished latents, the forwards they took, and what the previews cost in milliseconds."""
+    def _sample(self, job: _Job, prompts: _Prompts) -> _Steps:
         request, parts = job.request, self.components
         scale = latent_scale(parts.vae)
         latents = initial_latents(
@@ -372,8 +384,14 @@ class Engine:
         denoiser = self._denoiser(request, prompts, latents, schedule)
         projection = self.projection if request.preview else None
         reporter = StepReporter(job.listener, len(schedule), parts.device, projection)
-        latents = sample(denoiser, schedule, latents, reporter, job.cancel)
-        return latents, denoiser.forwards, reporter.preview_ms
+        return _Steps(sample(denoiser, schedule, latents, reporter, job.cancel), denoiser, reporter)
+
+    def _decode(self, job: _Job, sampled: Sampled, *, tiled: bool) -> tuple[GeneratedImage, ...]:
+        def settle() -> None:
+            sampled.settle()
+            job.listener.stage_started(Stage.DECODE)
+
+        return decode(self._decoder, sampled.latents, job.request.seeds, tiled=tiled, cancel=job.cancel, settle=settle)
 
     def _denoiser(
         self, request: GenerationRequest, prompts: _Prompts, latents: torch.Tensor, schedule: Schedule

@@ -10,7 +10,7 @@ import torch
 from zimage_ui.generator.base import GenerationListener
 from zimage_ui.generator.clock import Stopwatch, stopwatch
 from zimage_ui.generator.preview import PreviewProjection
-from zimage_ui.generator.transfers import Fence, record_fence, to_host
+from zimage_ui.generator.transfers import Fence, record_fence, to_host, works_meanwhile
 from zimage_ui.request import Preview
 
 
@@ -56,7 +56,7 @@ class StepReporter:
         self._num_steps = num_steps
         self._device = device
         self._projection = projection
-        self._run_ahead = 1 if device.type == "cuda" else 0
+        self._run_ahead = 1 if works_meanwhile(device) else 0
         self._under_way: deque[_Step] = deque()
 
     def enqueued(self, step: int, clean: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from zimage_ui.errors import GenerationError, JobCancelledError
-from zimage_ui.generator.transfers import host_memory, to_device
+from zimage_ui.generator.transfers import host_memory, record_fence, to_device, to_host
 from zimage_ui.request import SchedulerName
 
 if TYPE_CHECKING:
@@ -198,18 +198,45 @@ class StepWatcher(Protocol):
         """No more steps come: wait for those that are under way."""
 
 
+class Sampled:
+    """Latents whose steps are enqueued. A GPU may still be at the last ones, and what comes next be enqueued meanwhile.
+
+    Attributes:
+        latents: when the steps are done.
+    """
+
+    def __init__(self, latents: torch.Tensor, watcher: StepWatcher, cancel: threading.Event) -> None:
+        self.latents = latents
+        self._watcher = watcher
+        self._cancel = cancel
+        self._largest = to_host(latents.abs().amax())  # not finite if anything is not
+        self._done = record_fence(latents.device)
+
+    def settle(self) -> torch.Tensor:
+        """The latents, when the steps are done; waits for nothing that was enqueued since.
+
+        Raises:
+            JobCancelledError: the job was cancelled meanwhile.
+            GenerationError: the latents hold numbers that are not finite.
+        """
+        self._watcher.finish()
+        self._done.wait()
+        raise_if_cancelled(self._cancel)
+        require_finite(self._largest, "transformer")
+        return self.latents
+
+
 def sample(
     denoiser: Denoiser,
     schedule: Schedule,
     latents: torch.Tensor,
     watcher: StepWatcher,
     cancel: threading.Event,
-) -> torch.Tensor:
-    """Take `latents` through all steps.
+) -> Sampled:
+    """Enqueue all steps for `latents`.
 
     Raises:
-        JobCancelledError: `cancel` was set; looked at before every step and after the last.
-        GenerationError: the result holds numbers that are not finite.
+        JobCancelledError: `cancel` was set; looked at before every step.
     """
     for step in range(len(schedule)):
         raise_if_cancelled(cancel)
@@ -217,17 +244,14 @@ def sample(
         clean = schedule.clean_estimate(step, velocity, latents)
         latents = schedule.advance(step, velocity, latents)
         watcher.enqueued(step, clean)
-    watcher.finish()
-    raise_if_cancelled(cancel)
-    require_finite(latents, "transformer")
-    return latents
+    return Sampled(latents, watcher, cancel)
 
 
 def require_finite(values: torch.Tensor, part: str) -> None:
-    """Turn what would be a black picture into an error; reads from the device, so call it where that is waited for.
+    """Turn what would be a black picture into an error.
 
     Raises:
-        GenerationError: `values`, which `part` of the model computed, are not all finite.
+        GenerationError: `values` on the host, which `part` of the model computed, are not all finite.
     """
     if not bool(torch.isfinite(values).all()):
         raise GenerationError(

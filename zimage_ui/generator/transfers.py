@@ -36,6 +36,11 @@ class _CudaFence:
         self._event.synchronize()
 
 
+def works_meanwhile(device: torch.device) -> bool:
+    """Whether `device` computes while the host goes on; a CPU has done what it was asked to when a call returns."""
+    return device.type == "cuda"
+
+
 def record_fence(device: torch.device) -> Fence:
     """A fence after everything that is enqueued on the current stream of `device` now."""
     return _CudaFence(device) if device.type == "cuda" else _Passed()

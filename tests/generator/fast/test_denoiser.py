@@ -120,7 +120,7 @@ def test_finished_latents_are_the_stock_transformers(transformer, fast, noise, d
                 denoiser = fast.denoiser(shape_of(latents, prompt), schedule.host_timesteps, prompt)
             else:
                 denoiser = StockDenoiser(transformer, torch.float32, prompt)
-            finished.append(sample(denoiser, schedule, latents, Unwatched(), threading.Event()))
+            finished.append(sample(denoiser, schedule, latents, Unwatched(), threading.Event()).settle())
     assert distance(*finished) < 1e-5
 
 
