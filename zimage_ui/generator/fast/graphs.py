@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import Generic, Protocol, TypeVar
 
@@ -63,14 +64,11 @@ class CudaRecorder:
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may well use CUDA in the meantime, to pin memory or to read sensors
-        try:
+        with ExitStack() as failed:
+            failed.callback(_leave, current)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 answer = work()
-        except BaseException:
-            # Where a capture cannot be ended, torch stays on its stream; and no other shall begin on that one.
-            torch.cuda.set_stream(current)
-            _stream.cache_clear()
-            raise
+            failed.pop_all()
         current.wait_stream(self._stream)
         return graph.replay, answer
 
@@ -79,6 +77,12 @@ class CudaRecorder:
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """Where all record: torch keeps what is freed for the stream that used it, and 32 MB of cuBLAS's for each."""
     return torch.cuda.Stream(device)
+
+
+def _leave(current: torch.cuda.Stream) -> None:
+    """Go on with `current`: a capture that cannot be ended leaves torch on its stream, where no other shall begin."""
+    torch.cuda.set_stream(current)
+    _stream.cache_clear()
 
 
 class SharedRecorder:
