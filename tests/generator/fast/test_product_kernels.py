@@ -149,6 +149,22 @@ def test_a_kernel_that_computes_something_else_is_never_timed(block, asked, monk
     assert f"{SECOND} is left out: RuntimeError" in caplog.text
 
 
+def test_rows_from_all_over_are_compared(block, asked, monkeypatch, caplog):
+    """Wrong in the last tile alone, of so many rows as large pictures have."""
+    right = product_kernels.cublaslt.product
+    projection = block_projections(block).output
+
+    def product(values, weight, kernel):
+        found = right(values, weight, kernel)
+        found[..., -100:, :] = 0
+        return found
+
+    monkeypatch.setattr(product_kernels.cublaslt, "product", product)
+    timed(monkeypatch, {USUAL: 3.0, FIRST: 1.0, SECOND: 1.0, PRODUCT_TILES[0]: 2.0})
+    assert list(product_times_ms([projection], 4160)) == [USUAL, PRODUCT_TILES[0]]
+    assert caplog.text.count("is left out: its product is") == 2
+
+
 def test_without_other_kernels_there_is_nothing_to_measure(block, monkeypatch):
     monkeypatch.setattr(product_kernels, "in_turns_ms", lambda runs, device: pytest.fail("measured"))
     assert fastest_products([block_projections(block)], 32) == ProductKernels()
