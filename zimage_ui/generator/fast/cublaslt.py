@@ -161,7 +161,7 @@ def _described(size: _Size) -> _Problem:
     # With a workspace comes a node that clears it before every product: kernels without are asked for, too.
     named: dict[str, _Proposal] = {}
     proposals = (*_proposals(size, problem, _WORKSPACE_BYTES), *_proposals(size, problem, 0))
-    for proposal in (*proposals, *_tiled(size, problem, proposals[:1])):
+    for proposal in (*proposals, *_tiled(size, problem, proposals)):
         name = _name(proposal)
         clears_less = name in named and proposal.workspace_bytes < named[name].workspace_bytes
         named.setdefault(f"{name}{_CLEARING_NOTHING}" if clears_less else name, proposal)
@@ -186,24 +186,22 @@ def _proposals(size: _Size, problem: _Problem, most_bytes: int) -> list[_Proposa
     return [each for each in found if each.state == _SUCCESS and not _splits(each.algorithm)]
 
 
-def _tiled(size: _Size, problem: _Problem, like: Sequence[_Proposal]) -> list[_Proposal]:
-    """Kernels that are `like` one but for their tiles: those that suit the size and that the library accepts."""
+def _tiled(size: _Size, problem: _Problem, proposals: Sequence[_Proposal]) -> list[_Proposal]:
+    """The best of `proposals`, if it is of Hopper's, in other tiles that suit the size and the library takes."""
     processors = _hopper_processors(size.device)
-    if processors is None:
+    if processors is None or not proposals or _configured(proposals[0].algorithm, *_ID[1:]) != _OF_HOPPER:
         return []
     tiles = suited_tiles(size.tokens, size.outputs, processors)
-    settings = [(tile, *setting) for tile in tiles for setting in tile.settings]
-    checked = (_checked(size, problem, each, *setting) for each in like for setting in settings)
+    settings = ((tile, *setting) for tile in tiles for setting in tile.settings)
+    checked = (_checked(size, problem, proposals[0], *setting) for setting in settings)
     return [proposal for proposal in checked if proposal is not None]
 
 
 def _checked(
     size: _Size, problem: _Problem, like: _Proposal, tile: Tile, cluster: int, option: int
 ) -> _Proposal | None:
-    """`like` with another tile, if it is of Hopper's family and the library has such a kernel for this size."""
+    """`like` with another tile, if the library has such a kernel for this size."""
     algorithm = _Algorithm.from_buffer_copy(like.algorithm)
-    if _configured(algorithm, *_ID[1:]) != _OF_HOPPER:
-        return None
     for (_, number, length), value in ((_TILE, tile.number), (_CLUSTER, cluster), (_OPTION, option)):
         place = byref(c_uint64(value)), c_size_t(length)
         if _library().cublasLtMatmulAlgoConfigSetAttribute(byref(algorithm), number, *place) != _SUCCESS:

@@ -149,8 +149,8 @@ class FastTransformer:
         Each costs nothing where its choice is known. A failure is logged, and the usual kernel computes.
         """
         products = [
-            partial(fastest_product, alike, tokens)
-            for tokens in (shape.pictures * shape.tokens, shape.pictures * shape.padded_image_tokens)
+            partial(fastest_product, alike, rows)
+            for rows in shape.product_rows
             for alike in zip(*self._products, strict=True)
         ]
         pieces: tuple[Callable[[], object], ...] = (
@@ -205,13 +205,13 @@ class FastTransformer:
 
     def _plan(self, shape: DenoiserShape, functions: StepFunctions) -> PassPlan:
         """The fastest pass of `functions`."""
-        backend, tokens = self._fastest_backend(shape, functions), shape.pictures * shape.tokens
+        backend = self._fastest_backend(shape, functions)
         # A compiler takes no product but torch's.
-        by = image_by = USUAL_PRODUCTS
-        if functions.triton:
-            by = fastest_products(self._products, tokens)
-            image_by = fastest_products(self._products, shape.pictures * shape.padded_image_tokens)
-        gate_tile = fastest_gate_tile(self._products[0], tokens, functions.parts, by.gate_up)
+        by, image_by = (
+            fastest_products(self._products, rows) if functions.triton else USUAL_PRODUCTS
+            for rows in shape.product_rows
+        )
+        gate_tile = fastest_gate_tile(self._products[0], shape.product_rows[0], functions.parts, by.gate_up)
         return PassPlan(shape, self._rotary(shape), backend, functions, gate_tile, by, image_by)
 
     def _fastest_backend(self, shape: DenoiserShape, functions: StepFunctions) -> AttentionBackend | None:

@@ -63,15 +63,14 @@ class GpuLayers:
 
     def resnet(self, stock: Any) -> Layer:
         """Seven passes over a picture of its size, besides what the convolutions read and write."""
-        left = self._taken()
+        left = self._taken(stock.norm1)
         before, between = self._norm(stock.norm1, left), self._norm(stock.norm2, _bias(stock.conv1))
         first, second = _without_bias(stock.conv1), _without_bias(stock.conv2)
-        pending, shortcut = _bias(stock.conv2), None
-        if stock.conv_shortcut is not None:
-            shortcut, pending = _without_bias(stock.conv_shortcut), pending + _bias(stock.conv_shortcut)
-            left = None if left is None else stock.conv_shortcut.weight.data.float().sum((2, 3)) @ left
-        if left is not None:
-            pending = pending + left
+        if stock.conv_shortcut is None:
+            shortcut, pending = None, _bias(stock.conv2) + left
+        else:
+            shortcut, pending = _without_bias(stock.conv_shortcut), _bias(stock.conv2) + _bias(stock.conv_shortcut)
+            pending = pending + stock.conv_shortcut.weight.data.float().sum((2, 3)) @ left
         join = self._functions.join
 
         def layer(picture: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ class GpuLayers:
 
     def head(self, norm: nn.GroupNorm, stock: nn.Conv2d) -> Layer:
         """The convolution to colours is filled up to eight channels with zeros."""
-        normalise, colours = self._norm(norm, self._taken()), stock.out_channels
+        normalise, colours = self._norm(norm, self._taken(norm)), stock.out_channels
         missing = -colours % _CHANNELS
         kernel = functional.pad(stock.weight.data, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(
             memory_format=torch.channels_last
@@ -116,9 +115,10 @@ class GpuLayers:
         bias = functional.pad(_bias(stock).to(kernel.dtype), (0, missing))
         return lambda picture: functional.conv2d(normalise(picture), kernel, bias, padding=stock.padding)[:, :colours]
 
-    def _taken(self) -> torch.Tensor | None:
+    def _taken(self, norm: nn.GroupNorm) -> torch.Tensor:
+        """What was left to the layer that begins with `norm`."""
         left, self._left = self._left, None
-        return left
+        return torch.zeros_like(norm.bias.data, dtype=torch.float32) if left is None else left
 
     def _norm(self, norm: nn.GroupNorm, pending: torch.Tensor | None = None, *, silu: bool = True) -> Layer:
         weight, bias = norm.weight.data.float(), norm.bias.data.float()

@@ -91,6 +91,11 @@ class DenoiserShape:
         """Image and caption together, as the main layers see them."""
         return self.padded_image_tokens + self.caption_tokens
 
+    @property
+    def product_rows(self) -> tuple[int, int]:
+        """Rows of a block's matrix products, of all pictures: in the main layers, and before the captions join."""
+        return self.pictures * self.tokens, self.pictures * self.padded_image_tokens
+
     def __str__(self) -> str:
         pictures = "" if self.pictures == 1 else f"{self.pictures} of "
         return f"{pictures}{self.height} x {self.width} latents with captions of {self.caption_tokens} tokens"
