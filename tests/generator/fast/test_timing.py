@@ -134,6 +134,18 @@ def test_whoever_comes_next_to_another_is_its_neighbour_in_both_orders(card):
     assert measured["usual"] == pytest.approx(measured["favoured"], rel=0.01)
 
 
+def test_whoever_begins_a_round_does_not_pay_for_its_launch(card, monkeypatch):
+    """A card that has done all it was given stands idle until the host has launched the next."""
+    is_idle = []
+    monkeypatch.setattr(Mark, "synchronize", lambda mark: is_idle.append(True))
+
+    def replay():
+        card.now_ms += 1.0 + (1.0 if is_idle else 0.0)
+        is_idle.clear()
+
+    assert in_turns_ms({"usual": replay, "other": replay}, CPU) == pytest.approx({"usual": 1.0, "other": 1.0})
+
+
 def test_what_cannot_be_recorded_is_left_out_and_spoils_nothing(card, caplog):
     runs = {
         "first": card.kernel("first", 1.0, 1.0),

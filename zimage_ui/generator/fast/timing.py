@@ -78,6 +78,7 @@ def _played_ms(turns: Mapping[_Name, _Turn], rounds: int) -> dict[_Name, float]:
 
 def _round_ms(turns: Sequence[tuple[_Name, _Turn]]) -> dict[_Name, float]:
     """The milliseconds of one replay of each, one turn after the other."""
+    turns[0][1].replay()  # so that the host is ahead: an idle card waits for a launch, in what would be the first turn
     marks = [_mark()]
     for _, (replay, replays) in turns:
         for _ in range(replays):
