@@ -25,6 +25,8 @@ pytestmark = [
 # A hidden width of 1024, which quack's kernel takes; of 1365, the one of SIZES, it can copy no row.
 SUITING = SIZES | {"dim": 384, "n_heads": 3, "n_kv_heads": 3}
 
+FLASH4 = (AttentionBackend.FLASH4, AttentionBackend.FLASH4_128X160, AttentionBackend.FLASH4_192X80)
+
 # Two roundings of the same kind never err alike to the last digit.
 SAME = 1.05
 
@@ -53,7 +55,7 @@ def views(pictures: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 @pytest.mark.parametrize(("pictures", "tokens"), [(1, 1088), (2, 96), (1, 4160), (1, 2368)])
-@pytest.mark.parametrize("backend", [AttentionBackend.FLASH4, AttentionBackend.FLASH4_160])
+@pytest.mark.parametrize("backend", FLASH4)
 def test_attention_is_as_near_to_fp32_as_torchs_own(flash4, pictures, tokens, backend):
     if backend not in candidates(128, torch.bfloat16, CUDA):
         pytest.skip(f"{backend} is for Hopper")
@@ -95,7 +97,7 @@ def test_both_can_be_recorded(flash4, quack):
 def test_both_are_timed(flash4, quack, monkeypatch):
     monkeypatch.setattr(timing, "_HOPELESS", 1e9)
     monkeypatch.setattr(timing, "_BEHIND", 1e9)
-    there = {AttentionBackend.FLASH4, AttentionBackend.FLASH4_160} & {*candidates(128, torch.bfloat16, CUDA)}
+    there = {*FLASH4} & {*candidates(128, torch.bfloat16, CUDA)}
     assert there <= {*backend_times_ms((1, 1088, 30, 128), torch.bfloat16, CUDA)}
     weight = torch.randn(1024, 512, device=CUDA, dtype=torch.bfloat16)
     with torch.inference_mode():

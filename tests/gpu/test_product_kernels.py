@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.test_fast_denoiser import CUDA, distance, ours, stock
@@ -66,6 +68,20 @@ def test_every_kernel_for_fp8_is_as_torchs(outputs, inputs, tokens):
         assert product is not None
         assert product.dtype == torch.bfloat16
         assert distance(scaled(multiplied(projection, rows, kernel)), expected) <= 5e-3, kernel
+
+
+def test_nothing_is_cleared_before_a_product(projection):
+    """In a recording that would be a node of its own, before which and after which the card waits."""
+    plain, tokens = projection
+    values = torch.randn(tokens, plain.weight.shape[1], device=CUDA, dtype=torch.bfloat16)
+    kernels = cublaslt.kernel_names(tokens, plain.weight)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for kernel in kernels:
+            cublaslt.product(values, plain.weight, kernel)
+        torch.cuda.synchronize(CUDA)
+    on_the_device = [event.name for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    assert len(on_the_device) == len(kernels)
+    assert not [name for name in on_the_device if "memset" in name.lower()]
 
 
 def test_on_hopper_some_are_in_tiles_that_the_library_did_not_propose(monkeypatch):

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CUDNN, FLASH, EFFICIENT = OF_TORCH = AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT
-FLASH4, FLASH4_160, TRITON = OTHERS = AttentionBackend.FLASH4, AttentionBackend.FLASH4_160, AttentionBackend.TRITON
+FLASH4 = (AttentionBackend.FLASH4, AttentionBackend.FLASH4_128X160, AttentionBackend.FLASH4_192X80)
+TRITON = AttentionBackend.TRITON
+OTHERS = (*FLASH4, TRITON)
 SHAPE = (1, 32, 2, 16)
 
 
@@ -63,7 +65,7 @@ def test_a_cpu_leaves_the_choice_to_torch():
 
 def test_every_backend_has_a_kernel():
     of_torch = [backend.kernel for backend in AttentionBackend if backend.kernel is not None]
-    assert len(set(of_torch)) == len(of_torch) == len(AttentionBackend) - 4
+    assert len(set(of_torch)) == len(of_torch) == len(AttentionBackend) - len(OTHERS) - 1
     others = [backend for backend in AttentionBackend if backend.kernel is None]
     assert others == [*OTHERS, AttentionBackend.FP8]
 
@@ -74,14 +76,13 @@ def kernels(monkeypatch):
     asked = []
 
     def kernel(name):
-        def run(query, key, value):
-            asked.append(name)
+        def run(query, key, value, tile=None):
+            asked.append(name if tile is None else f"{name} {tile}")
             return attention(query, key, value)
 
         return run
 
-    monkeypatch.setattr(module.cute_kernels, "flash_attention_4", kernel(FLASH4))
-    monkeypatch.setattr(module.cute_kernels, "flash_attention_4_by_160", kernel(FLASH4_160))
+    monkeypatch.setattr(module.cute_kernels, "flash_attention_4", kernel(FLASH4[0]))
     ours = SimpleNamespace(triton_attention=kernel(TRITON))
     monkeypatch.setitem(sys.modules, "zimage_ui.generator.fast.triton_attention", ours)
     monkeypatch.setattr(module, "candidates", lambda *_: [*OF_TORCH, *OTHERS])
@@ -113,12 +114,12 @@ def test_a_pass_has_it_in_every_block_that_a_step_runs(kernels, transformer, noi
 @pytest.mark.parametrize(
     ("hopper", "dtype", "head_dim", "installed", "others"),
     [
-        (True, torch.bfloat16, 128, True, [FLASH4, FLASH4_160, TRITON]),
+        (True, torch.bfloat16, 128, True, [*FLASH4, TRITON]),
         (True, torch.bfloat16, 128, False, [TRITON]),
-        (True, torch.bfloat16, 64, True, [FLASH4]),
-        (True, torch.float16, 128, True, [FLASH4, FLASH4_160]),
+        (True, torch.bfloat16, 64, True, [FLASH4[0]]),
+        (True, torch.float16, 128, True, [*FLASH4]),
         (True, torch.float32, 128, True, []),
-        (False, torch.bfloat16, 128, True, [FLASH4]),
+        (False, torch.bfloat16, 128, True, [FLASH4[0]]),
         (False, torch.bfloat16, 128, False, []),
     ],
 )
@@ -199,12 +200,17 @@ def test_torchs_kernels_that_are_not_for_a_shape_are_left_out_quietly(turns, ker
 
 
 def test_another_kernel_is_left_out_when_it_fails_in_whatever_way(turns, kernels, monkeypatch, caplog):
-    def fails(*_):
-        raise TypeError("unexpected keyword argument 'tile_mn'")
+    usual = module.cute_kernels.flash_attention_4
 
-    monkeypatch.setattr(module.cute_kernels, "flash_attention_4_by_160", fails)
-    assert list(backend_times_ms(SHAPE, torch.bfloat16, CPU)) == [FLASH, FLASH4, TRITON]
-    assert "attention by flash4 128x160 is left out: TypeError: unexpected keyword argument" in caplog.text
+    def fails_in_tiles(*views_and_tile):
+        if views_and_tile[-1] is not None:
+            raise TypeError("unexpected keyword argument 'tile_mn'")
+        return usual(*views_and_tile)
+
+    monkeypatch.setattr(module.cute_kernels, "flash_attention_4", fails_in_tiles)
+    assert list(backend_times_ms(SHAPE, torch.bfloat16, CPU)) == [FLASH, FLASH4[0], TRITON]
+    for tile in ("128x160", "192x80"):
+        assert f"attention by flash4 {tile} is left out: TypeError: unexpected keyword argument" in caplog.text
 
 
 def test_the_usual_backend_stays_unless_another_is_clearly_faster(monkeypatch):

@@ -26,8 +26,7 @@ pytestmark = pytest.mark.model
 def on_a_cpu():
     """Kernels for the operators on a CPU, for as long as a test takes."""
     with torch.library._scoped_library("zimage_ui", "IMPL") as library:
-        for name in ("flash_attention_4", "flash_attention_4_by_160"):
-            library.impl(name, lambda *views: attention(*views).contiguous(), "CPU")
+        library.impl("flash_attention_4", lambda *views: attention(*views[:3]).contiguous(), "CPU")
         library.impl("gated_product", product, "CPU")
         yield
 
@@ -38,11 +37,11 @@ def product(values, weight, tile):
     return torch.nn.functional.silu(gate) * up
 
 
-FLASH4, FLASH4_160 = AttentionBackend.FLASH4, AttentionBackend.FLASH4_160
+FLASH4 = (AttentionBackend.FLASH4, AttentionBackend.FLASH4_128X160, AttentionBackend.FLASH4_192X80)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("attended_by", [FLASH4, FLASH4_160])
+@pytest.mark.parametrize("attended_by", FLASH4)
 def test_a_block_with_both_is_the_same(on_a_cpu, transformer, noise, distance, backend, compiled, attended_by):
     block, stream = transformer.context_refiner[0], noise(2, 32, 96)
     weights, rows = block_weights(block), torch.cat((plain_rows(block)[1:], torch.ones(1, 96)))
@@ -61,11 +60,11 @@ def test_the_answer_is_told_before_it_is_computed(noise):
     query, key, value = noise(2, 12, 3, 4, 16).unbind(2)
     weight = noise(20, 8)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        by_both = [attention(query[:, :5], key, value, by) for by in (FLASH4, FLASH4_160)]
+        by_all = [attention(query[:, :5], key, value, by) for by in FLASH4]
         gated = cute_kernels.gated_product(noise(2, 12, 8), weight, GATE_TILES[0])
         plain = cute_kernels.tiled_product(noise(2, 12, 8), weight, PRODUCT_TILES[0])
-    assert [attended.shape for attended in by_both] == [(2, 5, 4, 16)] * 2
-    assert all(attended.is_contiguous() for attended in by_both)
+    assert [attended.shape for attended in by_all] == [(2, 5, 4, 16)] * len(FLASH4)
+    assert all(attended.is_contiguous() for attended in by_all)
     assert gated.shape == (2, 12, 10)
     assert plain.shape == (2, 12, 20)
 

@@ -42,9 +42,9 @@ def test_it_is_the_stock_gate_in_every_way(feed_forward, noise, kernel):
     stock, values = feed_forward.feed_forward, noise(2, 7, 96)
     expected = torch.nn.functional.silu(stock.w1(values)) * stock.w3(values)
     plain = block_projections(feed_forward)
-    for projections, tile in ((plain, None), (packed(plain), None), (plain, "128x256")):
+    for projections, tile in ((plain, None), (packed(plain), None), (plain, "128x192")):
         assert torch.allclose(gated(projections, values, parts, tile), expected, atol=1e-5)
-    assert kernel == ["128x256"]
+    assert kernel == ["128x192"]
 
 
 def test_what_is_no_plain_matrix_has_no_choice(feed_forward, noise, kernel):

@@ -34,8 +34,8 @@ _HEAD_DIM = 128
 class AttentionBackend(StrEnum):
     """Attention kernels, by the name that people know them by: torch's, those of a library that may be there, and ours.
 
-    FLASH4_160 is FlashAttention 4 in tiles of 128 queries and 160 keys, TRITON is `triton_attention`. FP8 is
-    `fp8_attention`, which belongs to that mode and is none to choose otherwise.
+    FLASH4 is FlashAttention 4, in tiles of its own choice or in one of `ATTENTION_TILES`; TRITON is `triton_attention`.
+    FP8 is `fp8_attention`, which belongs to that mode and is none to choose otherwise.
     """
 
     CUDNN = "cudnn"
@@ -43,7 +43,8 @@ class AttentionBackend(StrEnum):
     EFFICIENT = "efficient"
     MATH = "math"
     FLASH4 = "flash4"
-    FLASH4_160 = "flash4 128x160"
+    FLASH4_128X160 = "flash4 128x160"
+    FLASH4_192X80 = "flash4 192x80"
     TRITON = "triton"
     FP8 = "fp8"
 
@@ -59,6 +60,12 @@ _KERNELS = {
     AttentionBackend.EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
     AttentionBackend.MATH: SDPBackend.MATH,
 }
+# The tile of each that is FlashAttention 4.
+_FLASH4_TILES = {
+    AttentionBackend.FLASH4: None,
+    AttentionBackend.FLASH4_128X160: "128x160",
+    AttentionBackend.FLASH4_192X80: "192x80",
+}
 
 
 def attention(
@@ -70,16 +77,14 @@ def attention(
         query: (pictures, tokens, heads, head_dim).
         key: the same, of all tokens that are looked at.
         value: of the same tokens.
-        backend: FLASH4, FLASH4_160 or TRITON. Any other leaves it to torch, which takes the kernel that `attention_by`
-            says.
+        backend: TRITON, or one that is FlashAttention 4. Any other leaves it to torch, which takes the kernel that
+            `attention_by` says.
 
     Returns:
         Of the query's shape, dense in that order with every kernel that is worth choosing.
     """
-    if backend is AttentionBackend.FLASH4:
-        return cute_kernels.flash_attention_4(query, key, value)
-    if backend is AttentionBackend.FLASH4_160:
-        return cute_kernels.flash_attention_4_by_160(query, key, value)
+    if backend in _FLASH4_TILES:
+        return cute_kernels.flash_attention_4(query, key, value, _FLASH4_TILES[backend])
     if backend is AttentionBackend.TRITON:
         from zimage_ui.generator.fast.triton_attention import triton_attention  # where there is Triton
 
@@ -145,9 +150,8 @@ def candidates(head_dim: int, dtype: torch.dtype, device: torch.device) -> list[
     """Those that there are here, though maybe not for every shape; MATH is none: it writes every score to memory."""
     backends = [AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.EFFICIENT]
     if has_flash_attention_4(dtype, device):
-        backends.append(AttentionBackend.FLASH4)
-        if head_dim == _HEAD_DIM and architecture(device) == HOPPER:
-            backends.append(AttentionBackend.FLASH4_160)
+        in_any_tile = head_dim == _HEAD_DIM and architecture(device) == HOPPER
+        backends += _FLASH4_TILES if in_any_tile else [AttentionBackend.FLASH4]
     return [*backends, AttentionBackend.TRITON] if has_triton_attention(head_dim, dtype, device) else backends
 
 

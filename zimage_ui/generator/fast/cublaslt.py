@@ -6,8 +6,8 @@ it does not propose are measured, too: those whose tiles leave little over (`pro
 
 None is given a workspace. With one, most kernels hand out their tiles by a counter of four bytes in it, which the
 library clears before every product: in a graph that is a node of its own between two kernels, with 5 us of waiting
-where others follow after 0.3, and handing out gains less. A layer of 1088 tokens took 679.5 us without and 691.5 with
-it, one of 4160 tokens 2,969 and 2,986 (H100, in turns).
+where others follow after 0.3, and handing out gains less than that where there are few. A layer of 1088 tokens took
+665.6 us without and 671.8 with it (H100, in turns); one of 4160 tokens takes as long.
 
 Called by ctypes in the very library that torch has loaded. Names and numbers are those of `cublasLt.h`, the same in
 CUDA 12 and 13: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api. It counts in columns where torch counts in

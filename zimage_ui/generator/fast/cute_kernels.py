@@ -26,24 +26,31 @@ _COPIED_VALUES = 8  # of 2 bytes, in the 16 that Hopper's copy engine moves at l
 
 
 class _Tile(NamedTuple):
-    """What one thread block computes at a time; with `pingpong`, two halves of it take turns at the tensor cores."""
+    """What one thread block computes at a time; with `pingpong`, two halves of it take turns at the tensor cores.
+
+    Two neighbours, which share what they read, are above each other in `cluster` (2, 1) and side by side in (1, 2).
+    """
 
     rows: int
     columns: int
     pingpong: bool
+    cluster: tuple[int, int] = (2, 1)
 
 
 _TILES = {
-    "128x192": _Tile(128, 192, True),
-    "192x128": _Tile(192, 128, True),
-    "128x256": _Tile(128, 256, False),
-    "192x192": _Tile(192, 192, False),
+    "192x128": _Tile(192, 128, pingpong=True),
+    "192x128 cluster 1x2": _Tile(192, 128, pingpong=True, cluster=(1, 2)),
+    "128x192": _Tile(128, 192, pingpong=True),
+    "192x192": _Tile(192, 192, pingpong=False),
 }
 # The kernels of the gated product, by name: which is the fastest depends on the number of tokens.
-GATE_TILES = ("192x128", "128x192", "128x256")
+GATE_TILES = ("192x128", "192x128 cluster 1x2", "128x192")
 # Those of the plain product that are a match for CUDA's own library anywhere: 1088 tokens are 120 of these tiles in
 # 3840 columns, one for nearly each of an H100's 132 processors.
 PRODUCT_TILES = ("192x192",)
+# Queries and keys of FlashAttention 4's tiles, for heads of 128 on Hopper, where it takes 128 x 128 by itself. 4160
+# tokens are 26 times 160; and in tiles of 192 queries, 30 heads of them are 660, five for each of 132 processors.
+ATTENTION_TILES = {"128x160": (128, 160), "192x80": (192, 80)}
 
 
 def has_flash_attention_4(dtype: torch.dtype, device: torch.device) -> bool:
@@ -65,29 +72,29 @@ def has_tiled_product(weight: torch.Tensor) -> bool:
 
 
 @torch.library.custom_op("zimage_ui::flash_attention_4", mutates_args=(), device_types="cuda")
-def flash_attention_4(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Softmax attention of (pictures, tokens, heads, head_dim), strided as they may be; dense in that order."""
-    from flash_attn.cute import flash_attn_func
+def flash_attention_4(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: str | None = None
+) -> torch.Tensor:
+    """Softmax attention of (pictures, tokens, heads, head_dim), strided as they may be; dense in that order.
 
-    attended: torch.Tensor = flash_attn_func(query, key, value)[0]
-    return attended
-
-
-@torch.library.custom_op("zimage_ui::flash_attention_4_by_160", mutates_args=(), device_types="cuda")
-def flash_attention_4_by_160(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The same in tiles of 128 queries and 160 keys where the library takes 128; for heads of 128 on Hopper.
-
-    Its public function takes no tile, so this is the one below, which another version may not have, or not so.
+    Args:
+        query: of the tokens that look.
+        key: of those that are looked at.
+        value: of the same.
+        tile: one of `ATTENTION_TILES`; None is the library's choice. Its public function takes none, so that is the one
+            below, which another version may not have, or not so.
     """
-    from flash_attn.cute.interface import _flash_attn_fwd
+    from flash_attn.cute import interface
 
-    attended: torch.Tensor = _flash_attn_fwd(query, key, value, tile_mn=(128, 160))[0]
+    if tile is None:
+        attended: torch.Tensor = interface.flash_attn_func(query, key, value)[0]
+    else:
+        attended = interface._flash_attn_fwd(query, key, value, tile_mn=ATTENTION_TILES[tile])[0]
     return attended
 
 
 @flash_attention_4.register_fake
-@flash_attention_4_by_160.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: str | None = None) -> torch.Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
@@ -191,12 +198,13 @@ def _imported_uncompiled(name: str) -> Any:
 def _configuration(tile: str) -> Any:
     from quack.gemm_config import GemmConfig
 
-    rows, columns, pingpong = _TILES[tile]
+    rows, columns, pingpong, (cluster_m, cluster_n) = _TILES[tile]
     return GemmConfig(
         tile_m=rows,
         tile_n=columns,
         pingpong=pingpong,
-        cluster_m=2,
+        cluster_m=cluster_m,
+        cluster_n=cluster_n,
         is_dynamic_persistent=False,
         device_capacity=HOPPER,
     )
