@@ -1,5 +1,6 @@
 """The fast denoiser on a real NVIDIA GPU: compiled, recorded and uncompiled, against the stock transformer."""
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -32,6 +33,11 @@ SIZES = {"dim": 512, "n_heads": 4, "n_kv_heads": 4, "n_layers": 6, "axes_dims": 
 
 def model_on_gpu(dtype: torch.dtype) -> Any:
     return random_transformer(**SIZES).to(CUDA, dtype)
+
+
+def requested_bytes() -> int:
+    """What all tensors take; of what torch calls allocated, one may have up to a megabyte that it did not need."""
+    return int(torch.cuda.memory_stats(CUDA)["requested_bytes.all.current"])
 
 
 def distance(values: torch.Tensor, expected: torch.Tensor) -> float:
@@ -181,20 +187,21 @@ def test_many_shapes_share_the_memory_of_one(fast, prompt):
 
 def test_release_gives_the_memory_back(half, prompt):
     own = FastTransformer(half, CUDA, torch.bfloat16)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved(CUDA)
-    assert own.prepare(DenoiserShape(128, 128, 64))
-    own.release()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved(CUDA) - before < 64 * 2**20
+    reserved = []
+    for _ in range(2):  # cuBLAS keeps its workspace for the stream on which the first in this process records
+        assert own.prepare(DenoiserShape(128, 128, 64))
+        own.release()
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved(CUDA))
+    assert reserved[1] - reserved[0] <= 2 * 2**20
 
 
 def test_the_weights_take_their_memory_once():
-    torch.cuda.empty_cache()
+    gc.collect()
     model = model_on_gpu(torch.bfloat16)
-    before = torch.cuda.memory_allocated(CUDA)
+    before = requested_bytes()
     FastTransformer(model, CUDA, torch.bfloat16)
-    assert torch.cuda.memory_allocated(CUDA) - before < 2**20
+    assert requested_bytes() - before < 2**20
 
 
 def test_a_failed_capture_leaves_the_gpu_usable_and_the_picture_whole(half, prompt, caplog):

@@ -18,6 +18,7 @@ from bench.full_size import build
 from bench.small_card import Trial, prove
 from tests.generator.fast.conftest import random_transformer
 from tests.gpu.conftest import LIGHTHOUSE
+from tests.gpu.test_fast_denoiser import requested_bytes
 from tests.gpu.test_flat_memory import FULL_SIZE_FOLDER
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
@@ -106,11 +107,11 @@ def test_prepared_and_not_it_is_near_the_exact_one(
 
 def test_the_weights_take_half_the_memory(precision: Precision) -> None:
     gc.collect()  # what a test that failed before holds by its traceback is not to go in between
-    before = torch.cuda.memory_allocated(CUDA)
+    before = requested_bytes()
     exact = made(Precision.EXACT)
-    between = torch.cuda.memory_allocated(CUDA)
+    between = requested_bytes()
     lossy = made(precision)
-    after = torch.cuda.memory_allocated(CUDA)
+    after = requested_bytes()
     blocks = [*exact.network.refiner, *exact.network.layers]
     matrices = sum(each.weight.nbytes for weights in blocks for each in weights.projections)
     saved = (between - before) - (after - between)

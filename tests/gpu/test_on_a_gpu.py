@@ -141,6 +141,12 @@ def test_the_text_encoder_can_live_on_the_host_and_changes_no_pixel(engine):
     assert torch.equal(pixels(resident), pixels(offloaded))
 
 
+def test_the_peaks_are_torchs(engine):
+    told = make(engine).memory
+    assert told.allocated_peak_bytes == torch.cuda.max_memory_allocated(CUDA)
+    assert told.reserved_peak_bytes == torch.cuda.max_memory_reserved(CUDA)
+
+
 def test_the_tiled_plan_decodes_in_tiles_with_less_memory_and_draws_the_same_scene(engine):
     weights_bytes = torch.cuda.memory_allocated(CUDA)
     whole = make(engine, width=1024, height=1024)

@@ -71,6 +71,8 @@ class _EncoderWeights(NamedTuple):
     frequencies: torch.Tensor
 
 
+# Cosines and sines, see `rotary_tables`.
+_Tables = tuple[torch.Tensor, torch.Tensor]
 # A decoder layer, as `run_layer` is one.
 Layer = Callable[[torch.Tensor, LayerWeights, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -124,7 +126,7 @@ def rotated(values: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) ->
     return values * cosines + torch.cat((-second, first), -1) * sines
 
 
-def rotary_tables(tokens: int, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(tokens: int, frequencies: torch.Tensor) -> _Tables:
     """Cosines and sines for `rotated`, (tokens, 2 * frequencies) each."""
     angles = torch.outer(torch.arange(tokens, device=frequencies.device), frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
@@ -175,11 +177,10 @@ class FastTextEncoder:
         layer = self._layer
         if layer is None or not self._is_supported or not self._weights_are_here:
             return encode_tokens(self._text_encoder, ids, self._device)
-        rows = embedded(self._text_encoder, ids, self._device)
         if not self._recordings.can_record:
-            return self._run(layer, rows)
+            return self._run(layer, self._tables(len(ids)), embedded(self._text_encoder, ids, self._device))
         features = attempt(
-            partial(self._encode_padded, layer, rows),
+            partial(self._encode_padded, layer, ids),
             "the stock text encoder encodes from now on",
             but=(torch.OutOfMemoryError,),
         )
@@ -222,26 +223,28 @@ class FastTextEncoder:
 
     def _record(self, length: int, way: Callable[[], Layer], recorder: Recorder) -> RecordedFunction:
         layer = way()
-        self._laid_out()  # here, not on the recorder's stream, which would keep the memory to itself
+        tables = self._tables(length)  # here, not on the recorder's stream, which would keep the memory to itself
         table = self._text_encoder.embed_tokens.weight
         example = torch.zeros((length, table.shape[1]), device=self._device, dtype=table.dtype)
-        recorded = RecordedFunction(partial(self._run, layer), (example,), recorder)
+        recorded = RecordedFunction(partial(self._run, layer, tables), (example,), recorder)
         self._layer = layer
         return recorded
 
-    def _encode_padded(self, layer: Layer, rows: torch.Tensor) -> torch.Tensor:
-        tokens = len(rows)
-        filled = functional.pad(rows, (0, 0, 0, padded(tokens) - tokens))
-        run = self._recordings.get(len(filled)) or partial(self._run, layer)
-        return run(filled)[:tokens]
+    def _encode_padded(self, layer: Layer, ids: list[int]) -> torch.Tensor:
+        length = padded(len(ids))
+        # On the host, where it costs the card nothing to wait for; whichever token it is, none before it sees it.
+        filled = ids + ids[-1:] * (length - len(ids))
+        run = self._recordings.get(length) or partial(self._run, layer, self._tables(length))
+        return run(embedded(self._text_encoder, filled, self._device))[: len(ids)]
 
-    def _run(self, layer: Layer, rows: torch.Tensor) -> torch.Tensor:
-        laid_out = self._laid_out()
-        cosines, sines = rotary_tables(len(rows), laid_out.frequencies)
+    def _run(self, layer: Layer, tables: _Tables, rows: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(_BACKENDS):
-            for weights in laid_out.layers:
-                rows = layer(rows, weights, cosines, sines)
+            for weights in self._laid_out().layers:
+                rows = layer(rows, weights, *tables)
         return self._text_encoder.norm(rows)
+
+    def _tables(self, tokens: int) -> _Tables:
+        return rotary_tables(tokens, self._laid_out().frequencies)
 
     def _laid_out(self) -> _EncoderWeights:
         if self._weights is None:
