@@ -1,6 +1,5 @@
 """The lossy modes on a real NVIDIA GPU: its own eight-bit products against the emulated ones, compiled and not."""
 
-import gc
 import json
 import shutil
 import threading
@@ -106,7 +105,6 @@ def test_prepared_and_not_it_is_near_the_exact_one(
 
 
 def test_the_weights_take_half_the_memory(precision: Precision) -> None:
-    gc.collect()  # what a test that failed before holds by its traceback is not to go in between
     before = requested_bytes()
     exact = made(Precision.EXACT)
     between = requested_bytes()

@@ -126,4 +126,5 @@ def test_parts_that_share_a_pool_need_less_memory(folder):
         torch.cuda.empty_cache()
         return torch.cuda.memory_reserved(CUDA) - before
 
+    reserved_bytes()  # the first pays for what a process keeps once, such as cuBLAS's workspaces
     assert reserved_bytes() < reserved_bytes(make_recorder=partial(CudaRecorder, CUDA))
