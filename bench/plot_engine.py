@@ -143,9 +143,12 @@ def _nearness_of_lossy(quality: Mapping[str, Any]) -> str:
     rows = []
     for model, modes in quality.items():
         for mode, part in modes.items():
-            error, psnr, ssim = (part["spread"][name]["median"] for name in ("latents_error_pct", "psnr_db", "ssim"))
-            rows.append([model, mode, part["computed_on"], f"{error:.1f}", f"{psnr:.1f}", f"{ssim:.3f}"])
-    return _table(["model", "against exact", "computed on", "error of latents, %", "PSNR, dB", "SSIM"], rows)
+            spread = part["spread"]
+            error, ssim = (spread[name]["median"] for name in ("latents_error_pct", "ssim"))
+            psnr = f"{spread['psnr_db']['median']:.1f}" if spread["psnr_db"] else "equal"
+            rows.append([model, mode, part["computed_on"], f"{error:.1f}", psnr, f"{ssim:.3f}"])
+    heads = ["model", "beside exact, if nothing else is said", "computed on", "error of latents, %", "PSNR, dB", "SSIM"]
+    return _table(heads, rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

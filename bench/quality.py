@@ -2,10 +2,13 @@
 
     python -m bench.quality                              # the bundled model
     python -m bench.quality FOLDER --sizes 1024x1024     # another one, such as the full-size one of bench.full_size
+    python -m bench.quality --modes --stock              # no lossy mode; the stock pipeline, and both beside fp32
 
 Every mode draws the same prompts from the same noise with the same weights, 8 steps. Compared are the final latents
 (the norm of the difference relative to the exact one's) and the 8-bit pixels (PSNR and SSIM). `another seed` compares
-exact pictures of one prompt with each other: what two pictures score that are not meant to be the same.
+exact pictures of one prompt with each other: what two pictures score that are not meant to be the same. `stock`
+compares the stock pipeline's with the exact ones; where both compute in 16 bits, each is also compared with the stock
+pipeline in fp32, which shows how far their own rounding leads.
 
 Without a GPU the products in eight bits are emulated: the same rounding of weights and activations, the sums in fp32
 (FP8) or int32. That shows the quality, not the speed. Adds to bench/results/quality.json, one part a model and mode.
@@ -30,7 +33,7 @@ from bench import mini
 from bench.command import parse_size
 from bench.full_size import marker
 from bench.likeness import psnr_db, ssim
-from bench.players import STEPS, Size
+from bench.players import STEPS, STOCK, Cast, Size, Stock
 from bench.prompts import new_prompts
 from bench.report import RESULTS, PartedResult, circumstances, commit
 from bench.spread import spread
@@ -41,6 +44,9 @@ from zimage_ui.settings import tame_third_parties
 
 LOSSY = tuple(precision for precision in Precision if precision is not Precision.EXACT)
 ANOTHER_SEED = "another seed"
+# Of the exact mode and of the stock pipeline, beside the stock pipeline in fp32.
+EXACT_TO_FP32, STOCK_TO_FP32 = "exact, beside stock in fp32", "stock, beside stock in fp32"
+_FP32 = "float32"
 # Captions of up to 64 tokens: all prompts here are shorter.
 _CAPTION_TOKENS = (32, 64)
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors")
@@ -93,6 +99,24 @@ def draw_all(folder: Path, precision: Precision, sketches: Sequence[Sketch]) -> 
     return made, f"{info.device_name}, {info.dtype}" + (", emulated in fp32" if emulated else "")
 
 
+def draw_stock(stock: Stock, sketches: Sequence[Sketch]) -> list[Made]:
+    """All pictures by the stock pipeline."""
+    latents: list[Any] = []
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        stepped = step(*arguments, **options)
+        latents.append(stepped[0])
+        return stepped
+
+    step, made = stock.pipeline.scheduler.step, []
+    with mock.patch.object(stock.pipeline.scheduler, "step", noting):
+        for sketch in sketches:
+            pixels = stock.draw(sketch.prompt, *sketch.size, sketch.seed).pixels
+            made.append(Made(latents[-1].float().flatten().cpu().numpy(), pixels))
+            latents.clear()
+    return made
+
+
 def _draw(engine: Any, sketch: Sketch) -> np.ndarray:
     width, height = sketch.size
     request = GenerationRequest(
@@ -135,7 +159,7 @@ def sketches_for(folder: Path, sizes: Sequence[Size], count: int) -> list[Sketch
 
 def table(parts: dict[str, Any]) -> str:
     """Medians, and the worst, of each model's modes."""
-    lines = [f"{'medians (worst)':<34}{'latents off by':>20}{'PSNR':>20}{'SSIM':>18}"]
+    lines = [f"{'medians (worst)':<49}{'latents off by':>20}{'PSNR':>20}{'SSIM':>18}"]
     for model, modes in parts.items():
         for mode, figures in modes.items():
             of = figures["spread"]
@@ -145,7 +169,7 @@ def table(parts: dict[str, Any]) -> str:
                 f"{of['ssim']['median']:.3f} ({of['ssim']['min']:.3f})",
             ]
             lines.append(
-                f"{model:<20} {mode:<13}" + "".join(f"{cell:>{20 - (n == 2) * 2}}" for n, cell in enumerate(cells))
+                f"{model:<20} {mode:<28}" + "".join(f"{cell:>{20 - (n == 2) * 2}}" for n, cell in enumerate(cells))
             )
     return "\n".join(lines)
 
@@ -161,6 +185,20 @@ def measure(options: argparse.Namespace, result: PartedResult) -> None:
     for mode in options.modes:
         made, place = draw_all(options.folder, Precision(mode), sketches)
         result.put((name, mode), {**common, "computed_on": place, **compare(made, exact)})
+    if options.stock:
+        for part, figures in compare_with_stock(options.folder, sketches, exact).items():
+            result.put((name, part), {**common, "computed_on": place, **figures})
+
+
+def compare_with_stock(folder: Path, sketches: Sequence[Sketch], exact: Sequence[Made]) -> dict[str, dict[str, Any]]:
+    """The stock pipeline's pictures beside the exact ones, and both beside those in fp32 unless they are so anyway."""
+    cast = Cast(folder)
+    theirs = draw_stock(Stock(folder, cast.device, cast.dtype), sketches)
+    parts = {STOCK: compare(theirs, exact)}
+    if cast.dtype != _FP32:
+        truth = draw_stock(Stock(folder, cast.device, _FP32), sketches)
+        parts |= {EXACT_TO_FP32: compare(exact, truth), STOCK_TO_FP32: compare(theirs, truth)}
+    return parts
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -169,7 +207,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, nargs="?", default=BUNDLED_FOLDER, help="of the model [the bundled one]")
-    parser.add_argument("--modes", nargs="+", choices=LOSSY, default=list(LOSSY))
+    parser.add_argument("--modes", nargs="*", choices=LOSSY, default=list(LOSSY), help="lossy ones [all]")
+    parser.add_argument("--stock", action="store_true", help="compare with the stock pipeline, too")
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=[(256, 256), (384, 384)], help="WIDTHxHEIGHT")
     parser.add_argument("--prompts", type=int, default=6, help="of each size, with two seeds each [6]")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of a CPU")

@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,6 +40,37 @@ def test_prompts_come_in_pairs_of_seeds():
 def test_every_lossy_precision_is_measured_unless_named():
     assert set(quality.parse([]).modes) == set(Precision) - {"exact"}
     assert quality.parse(["--modes", "int8"]).modes == ["int8"]
+
+
+@pytest.mark.model
+def test_the_stock_pipeline_of_a_tiny_model_draws_what_exact_draws(tmp_path: Path):
+    """A CPU computes in fp32: there is nothing that fp32 could show beside it."""
+    import torch
+
+    from zimage_ui.generator.untrained import TINY, build_untrained_model
+
+    folder, result = build_untrained_model(tmp_path / "tiny", TINY), tmp_path / "quality.json"
+    arguments = f"--sizes 64x64 --prompts 1 --threads {torch.get_num_threads()} --commit abc --result {result}"
+    quality.main([str(folder), *arguments.split(), "--modes", "--stock"])
+    ((_, parts),) = json.loads(result.read_text("utf-8"))["parts"].items()
+    assert set(parts) == {quality.ANOTHER_SEED, quality.STOCK}
+    measured, other = parts[quality.STOCK]["spread"], parts[quality.ANOTHER_SEED]["spread"]
+    assert measured["latents_error_pct"]["max"] < 0.01 < other["latents_error_pct"]["min"]
+    assert measured["ssim"]["min"] > other["ssim"]["max"]
+
+
+@pytest.mark.parametrize(("dtype", "parts"), [("bfloat16", 3), ("float32", 1)])
+def test_in_16_bits_both_are_compared_with_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype, parts):
+    off = {"bfloat16": 0.03, "float32": 0.0}
+    cast = SimpleNamespace(device="cpu", dtype=dtype)
+    monkeypatch.setattr(quality, "Cast", lambda folder: cast)
+    monkeypatch.setattr(quality, "Stock", lambda folder, device, dtype: off[dtype])
+    monkeypatch.setattr(quality, "draw_stock", lambda shift, sketches: [made(shift)])
+    figures = quality.compare_with_stock(tmp_path, [], [made(0.01)])
+    errors = {part: told["pictures"][0]["latents_error_pct"] for part, told in figures.items()}
+    stock_to_exact = 100 * abs(off[dtype] - 0.01) / 1.01
+    expected = {quality.STOCK: stock_to_exact, quality.EXACT_TO_FP32: 1.0, quality.STOCK_TO_FP32: 3.0}
+    assert errors == pytest.approx(dict(list(expected.items())[:parts]), abs=1e-3)
 
 
 @pytest.mark.model

@@ -71,7 +71,7 @@ def test_every_kernel_for_fp8_is_as_torchs(outputs, inputs, tokens):
 
 
 def test_nothing_is_cleared_before_a_product(projection):
-    """In a recording that would be a node of its own, before which and after which the card waits."""
+    """In a recording each would be a node of its own, before and after which the card waits."""
     plain, tokens = projection
     values = torch.randn(tokens, plain.weight.shape[1], device=CUDA, dtype=torch.bfloat16)
     kernels = cublaslt.kernel_names(tokens, plain.weight)

@@ -124,12 +124,12 @@ def test_sums_that_are_split_are_left_out(library):
     assert proposed() == ["cublasLt tile 209"]
 
 
+ACCEPTED = {(405, 3, 1): 4, (405, 5, 3): 2**20, (202, 3, 4): 0, (405, 4, 1): 0, (30, 3, 1): 0}
+
+
 def test_where_all_need_a_workspace_there_are_none(library):
     library(Library((29, 1, 4), accepted=ACCEPTED))
     assert proposed(1088, 3840) == []
-
-
-ACCEPTED = {(405, 3, 1): 4, (405, 5, 3): 2**20, (202, 3, 4): 0, (405, 4, 1): 0, (30, 3, 1): 0}
 
 
 def test_tiles_that_suit_the_size_are_kernels_too_where_the_library_accepts_them(library):
@@ -198,6 +198,16 @@ def test_a_library_that_fails_is_told_of_once(library, caplog, stand_in, told):
     (record,) = caplog.records
     assert "torch's choice of kernels" in record.message
     assert told in record.message
+
+
+def test_its_version_is_asked_for_where_it_is(library, monkeypatch):
+    stand_in = Library()
+    library(stand_in)
+    monkeypatch.setattr(stand_in, "cublasLtGetVersion", lambda: 130100, raising=False)
+    assert cublaslt.version() == 130100
+    cublaslt._is_there.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert cublaslt.version() == 0
 
 
 def test_a_library_that_is_missing_is_told_of_once(library, monkeypatch, caplog):

@@ -133,6 +133,29 @@ class TestWithARecorder:
         encoder.encode(ids_of(11))
         assert torch.equal(first, kept)
 
+    def test_rotary_tables_are_made_before_the_recording(self, encoder, monkeypatch):
+        made: list[int] = []
+        tables = module.rotary_tables
+        monkeypatch.setattr(module, "rotary_tables", lambda tokens, _: made.append(tokens) or tables(tokens, _))
+        encoder.prepare(10)
+        for _ in range(3):
+            encoder.encode(ids_of(10))
+        assert made == [32]
+
+    def test_a_table_that_cannot_be_read_is_the_prompts_fault_alone(self, encoder, monkeypatch):
+        """Memory may be full just now: nothing of it says that the kernels are no good."""
+        encoder.prepare(10)
+
+        def full(*_: Any) -> torch.Tensor:
+            raise RuntimeError("pinned memory is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "embedded", full)
+            with pytest.raises(RuntimeError, match="pinned memory"):
+                encoder.encode(ids_of(10))
+        assert encoder.is_prepared(10)
+        assert encoder.encode(ids_of(10)).shape[0] == 10
+
     def test_released_it_holds_no_weights_and_is_prepared_anew(self, encoder, recorder):
         assert not encoder.release()
         encoder.prepare(10)

@@ -89,10 +89,16 @@ class _Problem(NamedTuple):
 def kernel_names(tokens: int, weight: torch.Tensor) -> tuple[str, ...]:
     """The kernels for so many rows times `weight` (outputs, inputs), the library's favourite first.
 
-    None for what is no GPU's or not of 16 bits or FP8, and where the library cannot be asked, which is logged.
+    None for what is no GPU's or not of 16 bits or FP8, where all that it has need a workspace, and where it cannot be
+    asked, which is logged.
     """
     problem = _problem(_size(tokens, weight))
     return tuple(problem.algorithms) if problem else ()
+
+
+def version() -> int:
+    """The library's, such as 130100; 0 where it is not there."""
+    return int(_library().cublasLtGetVersion()) if _is_there() else 0
 
 
 def product(values: torch.Tensor, weight: torch.Tensor, kernel: str) -> torch.Tensor | None:

@@ -65,7 +65,7 @@ class LayerWeights(NamedTuple):
 
 
 class _EncoderWeights(NamedTuple):
-    """All that a recording reads: it must live as long as any."""
+    """What the layers of a recording read, which must live as long as any, and what its rotary tables are made of."""
 
     layers: list[LayerWeights]
     frequencies: torch.Tensor
@@ -179,8 +179,11 @@ class FastTextEncoder:
             return encode_tokens(self._text_encoder, ids, self._device)
         if not self._recordings.can_record:
             return self._run(layer, self._tables(len(ids)), embedded(self._text_encoder, ids, self._device))
+        length = padded(len(ids))
+        # Padded as ids, which is one launch less than two: whichever token it is, none before it sees it.
+        rows = embedded(self._text_encoder, ids + ids[-1:] * (length - len(ids)), self._device)
         features = attempt(
-            partial(self._encode_padded, layer, ids),
+            partial(self._encode_padded, layer, rows),
             "the stock text encoder encodes from now on",
             but=(torch.OutOfMemoryError,),
         )
@@ -188,7 +191,7 @@ class FastTextEncoder:
             self._is_supported = False
             self.release()
             return encode_tokens(self._text_encoder, ids, self._device)
-        return features
+        return features[: len(ids)]
 
     @torch.inference_mode()
     def prepare(self, tokens: int) -> bool:
@@ -223,19 +226,18 @@ class FastTextEncoder:
 
     def _record(self, length: int, way: Callable[[], Layer], recorder: Recorder) -> RecordedFunction:
         layer = way()
-        tables = self._tables(length)  # here, not on the recorder's stream, which would keep the memory to itself
+        # Weights and tables are laid out here: on the recorder's stream they would keep its memory to themselves, and
+        # tables would be computed in every replay.
+        tables = self._tables(length)
         table = self._text_encoder.embed_tokens.weight
         example = torch.zeros((length, table.shape[1]), device=self._device, dtype=table.dtype)
         recorded = RecordedFunction(partial(self._run, layer, tables), (example,), recorder)
         self._layer = layer
         return recorded
 
-    def _encode_padded(self, layer: Layer, ids: list[int]) -> torch.Tensor:
-        length = padded(len(ids))
-        # On the host, where it costs the card nothing to wait for; whichever token it is, none before it sees it.
-        filled = ids + ids[-1:] * (length - len(ids))
-        run = self._recordings.get(length) or partial(self._run, layer, self._tables(length))
-        return run(embedded(self._text_encoder, filled, self._device))[: len(ids)]
+    def _encode_padded(self, layer: Layer, rows: torch.Tensor) -> torch.Tensor:
+        run = self._recordings.get(len(rows)) or partial(self._run, layer, self._tables(len(rows)))
+        return run(rows)
 
     def _run(self, layer: Layer, tables: _Tables, rows: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(_BACKENDS):

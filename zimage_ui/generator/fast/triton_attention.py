@@ -1,8 +1,9 @@
 """Attention in bf16 by a kernel of our own, for numbers of tokens that FlashAttention 4's tiles do not suit.
 
-Those are of 128 queries: 1,088 tokens of 30 heads are 270 of them, two for each of an H100's 132 processors and six
-more, for which all others wait. Here a tile is of 64 queries, 510 of them, and an H100 takes 40.5 us where
-FlashAttention 4 takes 48.8. Of many tokens a last round matters less: so it is measured (`attention.fastest_backend`).
+Those that it takes by itself are of 128 queries: 1,088 tokens of 30 heads are 270 of them, two for each of an H100's
+132 processors and six more, for which all others wait. Here a tile is of 64 queries, 510 of them, and an H100 takes
+40.5 us where FlashAttention 4 takes 48.8. Of many tokens a last round matters less: so it is measured
+(`attention.fastest_backend`).
 
 The way through the keys is FlashAttention's (Dao, 2023, arXiv 2307.08691), as in `fp8_attention`. Sums are in fp32;
 weights, before they are divided by their sum, and the result are rounded to bf16.
