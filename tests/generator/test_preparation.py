@@ -1,6 +1,7 @@
 """What is prepared next, and what becomes of it; over an engine that only keeps books."""
 
 import logging
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -9,6 +10,7 @@ import pytest
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, ZImageError
 from zimage_ui.generator.base import ModelProfile, ShapeState, ShapeStatus
 from zimage_ui.generator.fast import denoiser, text_encoder, vae
+from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.preparation import _KEPT_SEEN, CAPTION_TOKENS, Preparation
 from zimage_ui.generator.profiles import PROFILES
@@ -43,8 +45,12 @@ class Books:
     def is_prepared(self, shape: PictureShape) -> bool:
         return shape in self.prepared
 
-    def preparations(self, shape: PictureShape) -> tuple[Callable[[], object], ...]:
-        return (partial(self._do, "text", shape), partial(self._do, "graph", shape))
+    def preparations(self, shape: PictureShape, somebody_waits: Callable[[], bool]) -> tuple[Callable[[], object], ...]:
+        def measure() -> object:
+            self._do("text", shape)
+            return GAVE_WAY if somebody_waits() else None
+
+        return (measure, partial(self._do, "graph", shape))
 
     def rehearse(self, shape: PictureShape) -> None:
         self._do("rehearsal", shape)
@@ -99,6 +105,20 @@ def test_each_call_does_one_piece_and_each_size_is_rehearsed_once(books: Books, 
         ("rehearsal", PictureShape(*WIDE, 32)),
         ("text", PictureShape(*WIDE, 64)), ("graph", PictureShape(*WIDE, 64)),
     ]  # fmt: skip
+
+
+def test_a_piece_that_gave_way_is_begun_anew_and_no_other_before_it(books: Books, preparation: Preparation) -> None:
+    waiting, heard = threading.Event(), []
+    waiting.set()
+    for _ in range(3):
+        assert preparation.next(heard.append, waiting.is_set)
+    assert books.done == [("text", PictureShape(*LARGE, 32))] * 3
+    assert states(preparation)[*LARGE, 32] is ShapeState.PREPARING
+    waiting.clear()
+    while preparation.next(heard.append, waiting.is_set):
+        pass
+    assert books.done[3:5] == [("text", PictureShape(*LARGE, 32)), ("graph", PictureShape(*LARGE, 32))]
+    assert set(states(preparation).values()) == {ShapeState.WARM}
 
 
 def test_whoever_listens_hears_of_each_shape_twice(preparation: Preparation) -> None:

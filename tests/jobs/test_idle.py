@@ -10,7 +10,7 @@ import pytest
 
 from tests.jobs.conftest import OpenRoom, Room
 from zimage_ui.errors import DeviceLostError, GenerationError
-from zimage_ui.generator.base import ShapesListener, ShapeState, WarmupPhase
+from zimage_ui.generator.base import ShapesListener, ShapeState, SomebodyWaits, WarmupPhase, nobody_waits
 from zimage_ui.generator.fake import FAKE_PROFILE, FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
 
@@ -44,9 +44,9 @@ class Preparing(FakeGenerator):
         self.log: list[str] = []
         self.at_piece: Callable[[int], object] = lambda piece: None
 
-    def prepare_next(self, changed: ShapesListener) -> bool:
+    def prepare_next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
         self.at_piece(self.log.count("piece"))
-        done = super().prepare_next(changed)
+        done = super().prepare_next(changed, somebody_waits)
         if done:
             self.log.append("piece")
         return done
@@ -93,6 +93,34 @@ def test_a_job_that_comes_waits_for_one_piece_alone(held: Room, gate: Pieces) ->
     assert held.generator.log[:3] == ["piece", "job", "job"]
     gate.set()
     held.wait_until(lambda: set(states(held)) == {WARM})
+
+
+class LongPieces(Preparing):
+    """Its pieces end when somebody waits, and never before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.begun, self.ended = threading.Semaphore(0), threading.Semaphore(0)
+
+    def prepare_next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
+        self.begun.release()
+        while not somebody_waits():
+            pass
+        self.log.append("gave way")
+        self.ended.release()
+        return True
+
+
+def test_a_piece_that_takes_long_gives_way_to_a_job_and_to_the_end(open_room: OpenRoom) -> None:
+    generator = LongPieces(PREPARES)
+    room = open_room(generator, idle_after_s=0.0)
+    assert generator.begun.acquire(timeout=30)
+    assert room.end(room.submit()).phase is JobPhase.DONE
+    assert generator.log[:2] == ["gave way", "job"]
+    assert generator.ended.acquire(timeout=30)
+    assert generator.begun.acquire(timeout=30)  # anew
+    room.service.stop()
+    assert generator.ended.acquire(timeout=30)
 
 
 def test_a_size_that_was_never_seen_is_made_at_once_and_prepared_afterwards(held: Room, gate: Pieces) -> None:

@@ -223,6 +223,15 @@ class GenerationResult:
     encoded_ahead_ms: float = 0.0
 
 
+# Whether anybody waits for the device; asked by work that can give way.
+SomebodyWaits = Callable[[], bool]
+
+
+def nobody_waits() -> bool:
+    """For work that is in nobody's way."""
+    return False
+
+
 class Generator(Protocol):
     """Makes pictures.
 
@@ -252,11 +261,13 @@ class Generator(Protocol):
     def shapes(self) -> tuple[ShapeStatus, ...]:
         """What is prepared and what is to be, the default first; empty on a device that prepares nothing."""
 
-    def prepare_next(self, changed: ShapesListener) -> bool:
+    def prepare_next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
         """Do one short piece of what makes pictures of a further shape faster; for whoever has nothing else to do.
 
         Args:
             changed: hears how all shapes stand whenever one of them changes.
+            somebody_waits: is asked now and then: a piece that takes long gives way to whoever it is, and is begun anew
+                by a later call.
 
         Returns:
             Whether something was done; when False, nothing is left to do before the next `generate`.

@@ -13,7 +13,14 @@ import torch
 
 from zimage_ui.errors import DeviceMemoryError, JobCancelledError
 from zimage_ui.generator import memory
-from zimage_ui.generator.base import SILENT, CacheStats, GenerationListener, GenerationResult
+from zimage_ui.generator.base import (
+    SILENT,
+    CacheStats,
+    GenerationListener,
+    GenerationResult,
+    SomebodyWaits,
+    nobody_waits,
+)
 from zimage_ui.generator.clock import stage_clock
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.decoding import TILE, decode, latent_scale
@@ -192,17 +199,20 @@ class Engine:
             piece()
         return self.is_prepared(shape)
 
-    def preparations(self, shape: PictureShape) -> tuple[Callable[[], object], ...]:
+    def preparations(
+        self, shape: PictureShape, somebody_waits: SomebodyWaits = nobody_waits
+    ) -> tuple[Callable[[], object], ...]:
         """What `prepare` does, in pieces that are to be called one after the other, and what was done costs nothing.
 
         For the first of all shapes kernels are loaded, which takes seconds; others are recorded, about 0.2 s a piece.
         Once on a machine kernels are measured for each, mostly for about a second a piece, and up to three for products
-        of thousands of tokens; the first time they are made, too.
+        of thousands of tokens; the first time they are made, too. A measurement that gives way, because somebody waits,
+        answers `GAVE_WAY`, and is to be called again.
         """
         latents, plan = self._latents_of(shape), self._plan_of(shape)
         pieces: tuple[Callable[[], object], ...] = (
             partial(self._text_encoder.prepare, shape.caption_tokens),
-            *self._transformer.measurements(latents),
+            *self._transformer.measurements(latents, somebody_waits),
             partial(self._transformer.prepare, latents),
             partial(self._decoder.prepare, *_decoded_at_once(latents, plan), record=not plan.streams_transformer),
         )

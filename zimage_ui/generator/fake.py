@@ -23,8 +23,10 @@ from zimage_ui.generator.base import (
     ShapesListener,
     ShapeState,
     ShapeStatus,
+    SomebodyWaits,
     WarmupPhase,
     WarmupProgress,
+    nobody_waits,
 )
 from zimage_ui.generator.profiles import MINI
 from zimage_ui.request import GeneratedImage, GenerationRequest, Preview
@@ -135,8 +137,8 @@ class FakeGenerator:
             for (width, height), state in tuple(self._shapes.items())
         )
 
-    def prepare_next(self, changed: ShapesListener) -> bool:
-        """Pretend to prepare the next size, in two pieces."""
+    def prepare_next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
+        """Pretend to prepare the next size, in two pieces, which are too short to give way to anybody."""
         size = next((size for size, state in self._shapes.items() if state is not ShapeState.WARM), None)
         if size is None or self.script.prepare_s is None:
             return False

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zimage_ui.errors import DeviceLostError, ZImageError
-from zimage_ui.generator.base import ModelProfile, ShapesListener, ShapeState, ShapeStatus
+from zimage_ui.generator.base import (
+    ModelProfile,
+    ShapesListener,
+    ShapeState,
+    ShapeStatus,
+    SomebodyWaits,
+    nobody_waits,
+)
+from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
 
 _log = logging.getLogger(__name__)
@@ -37,8 +45,11 @@ class Preparable(Protocol):
     def is_prepared(self, shape: PictureShape) -> bool:
         """Whether pictures of `shape` are made at full speed."""
 
-    def preparations(self, shape: PictureShape) -> tuple[Piece, ...]:
-        """What prepares `shape`, in pieces that cost nothing when they are done; whether it worked, it tells itself."""
+    def preparations(self, shape: PictureShape, somebody_waits: SomebodyWaits) -> tuple[Piece, ...]:
+        """What prepares `shape`, in pieces that cost nothing when they are done; whether it worked, it tells itself.
+
+        A piece that answers `GAVE_WAY`, because somebody waits, is to be called again.
+        """
 
     def rehearse(self, shape: PictureShape) -> None:
         """Go through what a picture of `shape` needs besides, so that no picture is the first to."""
@@ -86,13 +97,14 @@ class Preparation:
         """A request goes first: afterwards, what to do is decided anew."""
         self._under_way = None
 
-    def next(self, changed: ShapesListener) -> bool:
-        """Do one piece; False when nothing is left to do.
+    def next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
+        """Do one piece, or begin it and give way; False when nothing is left to do.
 
         A shape that cannot be prepared is logged and left alone; it stays cold.
 
         Args:
             changed: hears of all shapes when one begins and when one is done.
+            somebody_waits: is asked now and then during long pieces, which are then begun anew the next time.
 
         Raises:
             DeviceLostError: the device answers no more.
@@ -101,10 +113,12 @@ class Preparation:
             shape = self._next_shape()
             if shape is None:
                 return False
-            self._under_way = _UnderWay(shape, deque(self._pieces(shape)))
+            self._under_way = _UnderWay(shape, deque(self._pieces(shape, somebody_waits)))
             changed(self.statuses())
         shape, pieces = self._under_way.shape, self._under_way.pieces
-        _attempt(pieces.popleft(), shape)
+        if _attempt(pieces[0], shape) is GAVE_WAY:
+            return True
+        pieces.popleft()
         if not pieces:
             self._under_way = None
             self._settle(shape)
@@ -130,8 +144,8 @@ class Preparation:
         done = shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
         return not done and shape not in self._refused
 
-    def _pieces(self, shape: PictureShape) -> tuple[Piece, ...]:
-        pieces = self._engine.preparations(shape)
+    def _pieces(self, shape: PictureShape, somebody_waits: SomebodyWaits) -> tuple[Piece, ...]:
+        pieces = self._engine.preparations(shape, somebody_waits)
         if shape.promptless in self._rehearsed:
             return pieces
         return (*pieces, lambda: self._engine.rehearse(shape))
@@ -155,10 +169,11 @@ class Preparation:
         )
 
 
-def _attempt(piece: Piece, shape: PictureShape) -> None:
+def _attempt(piece: Piece, shape: PictureShape) -> object:
     try:
-        piece()
+        return piece()
     except DeviceLostError:
         raise
     except ZImageError as error:
         _log.warning("while %s was prepared: %s", shape, str(error))
+        return None

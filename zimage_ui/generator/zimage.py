@@ -22,6 +22,8 @@ from zimage_ui.generator.base import (
     ProgressListener,
     ShapesListener,
     ShapeStatus,
+    SomebodyWaits,
+    nobody_waits,
 )
 from zimage_ui.request import GenerationRequest, Precision
 
@@ -125,8 +127,8 @@ class ZImageGenerator:
         preparation = self._preparation
         return preparation.statuses() if preparation else ()
 
-    def prepare_next(self, changed: ShapesListener) -> bool:
-        """Do one short piece of preparing a further shape.
+    def prepare_next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
+        """Do one short piece of preparing a further shape; as `Generator.prepare_next`.
 
         Raises:
             NotReadyError: nothing is loaded.
@@ -134,7 +136,7 @@ class ZImageGenerator:
         """
         self._loaded()
         assert self._preparation is not None, "it comes with the engine"
-        return self._preparation.next(changed)
+        return self._preparation.next(changed, somebody_waits)
 
     def generate(
         self,

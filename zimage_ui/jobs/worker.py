@@ -119,7 +119,9 @@ class Worker:
             return None
         try:
             with in_one_tree():
-                while self._queue.stays_empty() and self._generator.prepare_next(self._board.publish_shapes):
+                while not self._somebody_waits() and self._generator.prepare_next(
+                    self._board.publish_shapes, self._somebody_waits
+                ):
                     pass
         except DeviceLostError as error:
             _without_frames(error)
@@ -128,6 +130,10 @@ class Worker:
             logger.warning("nothing more is prepared for now: %s", error)
         self._publish_shapes()
         return None
+
+    def _somebody_waits(self) -> bool:
+        """A job, or whoever closed the queue."""
+        return not self._queue.stays_empty()
 
     def _publish_shapes(self) -> None:
         self._board.publish_shapes(self._generator.shapes())

@@ -10,6 +10,7 @@ import torch
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
 from zimage_ui.generator.fast import denoiser, parts, step
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
+from zimage_ui.generator.fast.giving_way import GAVE_WAY, give_way
 from zimage_ui.generator.fast.product_kernels import ProductKernels
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import EAGER, TRITON
@@ -270,6 +271,28 @@ class TestPreparation:
         for piece in ours.measurements(self.SHAPE):
             piece()
         assert caplog.text.count("are not measured: AttributeError: module 'cutlass' has no attribute 'cute'") == 8
+
+    def test_a_measurement_gives_way_to_whoever_waits_and_says_so(self, ours, monkeypatch, caplog):
+        waiting, measured = threading.Event(), []
+
+        def fastest_product(alike, tokens):
+            give_way()
+            measured.append(tokens)
+
+        monkeypatch.setattr(denoiser, "fastest_product", fastest_product)
+        product = ours.measurements(self.SHAPE, waiting.is_set)[1]
+        waiting.set()
+        assert product() is GAVE_WAY
+        assert product() is GAVE_WAY
+        give_way()  # nobody is asked outside of it
+        waiting.clear()
+        assert product() is None
+        assert len(measured) == 1
+        assert caplog.text == ""
+
+    def test_what_is_prepared_without_being_asked_to_give_way_does_not(self, ours, monkeypatch):
+        monkeypatch.setattr(denoiser, "fastest_product", lambda *_: give_way())
+        assert [piece() for piece in ours.measurements(self.SHAPE)].count(GAVE_WAY) == 0
 
     def test_where_every_way_fails_the_picture_is_made_all_the_same(self, transformer, noise, distance, caplog):
         class Broken:

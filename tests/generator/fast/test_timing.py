@@ -1,10 +1,13 @@
 """Measuring in turns, with a clock that stands in for a card: kernels are faster after a pause than at work."""
 
+import itertools
+
 import pytest
 import torch
 
 from zimage_ui.generator.fast import timing
 from zimage_ui.generator.fast.choices import clearly_fastest
+from zimage_ui.generator.fast.giving_way import GaveWayError, giving_way
 from zimage_ui.generator.fast.timing import in_turns_ms
 
 CPU = torch.device("cpu")
@@ -144,6 +147,39 @@ def test_whoever_begins_a_round_does_not_pay_for_its_launch(card, monkeypatch):
         is_idle.clear()
 
     assert in_turns_ms({"usual": replay, "other": replay}, CPU) == pytest.approx({"usual": 1.0, "other": 1.0})
+
+
+@pytest.mark.parametrize("asked_before", [1, 3, 6, 10, 19])
+def test_it_gives_way_at_any_time_and_what_was_measured_is_forgotten(card, asked_before):
+    """Between two candidates, before the turns and between two rounds of them."""
+    runs = {name: card.kernel(name, 1.0, 1.0) for name in ("usual", "other", "third")}
+    times_asked = []
+
+    def somebody_waits():
+        times_asked.append(card.now_ms)
+        return len(times_asked) == asked_before
+
+    with giving_way(somebody_waits), pytest.raises(GaveWayError):
+        in_turns_ms(runs, CPU)
+    with giving_way(lambda: False):
+        assert list(in_turns_ms(runs, CPU)) == [*runs]
+
+
+def test_it_asks_often(card):
+    """A round of all is the longest that anybody waits, but for what gets the clock up."""
+    runs = {name: card.kernel(name, 1.0, 1.0) for name in ("usual", "other", "third")}
+    asked_at_ms = [0.0]
+    with giving_way(lambda: asked_at_ms.append(card.now_ms) or False):
+        in_turns_ms(runs, CPU)
+    pauses_ms = sorted(later - earlier for earlier, later in itertools.pairwise(asked_at_ms))
+    assert pauses_ms[-1] == pytest.approx(timing._BUSY_MS + 7, abs=1)
+    assert pauses_ms[-2] <= 3 * timing._TURN_MS + 1
+
+
+def test_outside_of_such_a_context_nobody_waits(card):
+    with giving_way(lambda: True):
+        pass
+    assert in_turns_ms({"only": card.kernel("only", 1.0, 1.0)}, CPU) == pytest.approx({"only": 1.0})
 
 
 def test_what_cannot_be_recorded_is_left_out_and_spoils_nothing(card, caplog):

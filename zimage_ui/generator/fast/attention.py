@@ -22,6 +22,7 @@ from zimage_ui.generator.fast import cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import HOPPER, architecture, has_flash_attention_4
+from zimage_ui.generator.fast.giving_way import give_way
 from zimage_ui.generator.fast.parts import has_triton
 from zimage_ui.generator.fast.timing import in_turns_ms
 
@@ -134,6 +135,7 @@ def backend_times_ms(
 
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
+        GaveWayError: somebody waits.
     """
     pictures, tokens, heads, head_dim = shape
     query, key = torch.randn(pictures, tokens, 2, heads, head_dim, dtype=dtype, device=device).unbind(2)
@@ -164,6 +166,7 @@ def _attention_within(
 
 def _serves(backend: AttentionBackend, run: Callable[[], torch.Tensor]) -> bool:
     """Whether it works at all. That one of torch's is not for a shape is no news; that another fails is."""
+    give_way()
     if backend.kernel is None:
         return attempt(run, f"attention by {backend} is left out", but=(torch.OutOfMemoryError,)) is not None
     try:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zimage_ui.generator.base import SomebodyWaits, nobody_waits
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.attention import AttentionBackend, fastest_backend, has_fp8_attention
 from zimage_ui.generator.fast.captions import Captions
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
+from zimage_ui.generator.fast.giving_way import GAVE_WAY, GaveWayError, giving_way
 from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.parts import has_triton_parts
@@ -143,10 +145,13 @@ class FastTransformer:
             self._captions.prepare(shape.caption_tokens, record=not self.network.layers.streamed)
         return prepared
 
-    def measurements(self, shape: DenoiserShape) -> tuple[Callable[[], None], ...]:
+    def measurements(
+        self, shape: DenoiserShape, somebody_waits: SomebodyWaits = nobody_waits
+    ) -> tuple[Callable[[], object], ...]:
         """What finds out by which kernels `shape` is denoised the fastest, in pieces, so that `prepare` is short.
 
-        Each costs nothing where its choice is known. A failure is logged, and the usual kernel computes.
+        Each costs nothing where its choice is known. A failure is logged, and the usual kernel computes. One that finds
+        that somebody waits answers `GAVE_WAY`, and is to be called again.
         """
         products = [
             partial(fastest_product, alike, rows)
@@ -158,13 +163,19 @@ class FastTransformer:
             *products,
             partial(self._plan, shape, TRITON),
         )
-        return tuple(partial(self._measure, shape, piece) for piece in pieces)
+        return tuple(partial(self._measure, shape, piece, somebody_waits) for piece in pieces)
 
     @torch.inference_mode()
-    def _measure(self, shape: DenoiserShape, piece: Callable[[], object]) -> None:
+    def _measure(self, shape: DenoiserShape, piece: Callable[[], object], somebody_waits: SomebodyWaits) -> object:
         usable = self._passes.ways[:1] == (_with_triton,)  # a compiler multiplies by torch alone
-        if usable and self._passes.can_record and shape not in self._passes:
-            attempt(piece, f"kernels for {shape} are not measured")
+        if not usable or not self._passes.can_record or shape in self._passes:
+            return None
+        try:
+            with giving_way(somebody_waits):
+                attempt(piece, f"kernels for {shape} are not measured", but=(GaveWayError,))
+        except GaveWayError:
+            return GAVE_WAY
+        return None
 
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""

@@ -19,6 +19,7 @@ from zimage_ui.generator.fast import cublaslt, cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES, has_tiled_product
+from zimage_ui.generator.fast.giving_way import give_way
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection
 from zimage_ui.generator.fast.quantised_rows import Activations, Product, ScaledProduct
@@ -89,6 +90,7 @@ def product_times_ms(alike: Sequence[_Matrix], tokens: int) -> dict[str, float]:
 
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
+        GaveWayError: somebody waits.
     """
     weight = alike[0].weight
     activations = alike[0].read(torch.randn(1, tokens, weight.shape[1], device=weight.device))
@@ -103,6 +105,7 @@ def product_times_ms(alike: Sequence[_Matrix], tokens: int) -> dict[str, float]:
 
 def _agrees(projection: _Matrix, activations: Activations, kernel: str, expected: torch.Tensor) -> bool:
     """Whether `kernel` computes what the projection does, of which `expected` are some rows."""
+    give_way()
     found = attempt(
         partial(multiplied, projection, activations, kernel), f"{kernel} is left out", but=(torch.OutOfMemoryError,)
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from zimage_ui.generator.fast.attempts import attempt
+from zimage_ui.generator.fast.giving_way import give_way
 from zimage_ui.generator.fast.graphs import CudaRecorder
 
 _Name = TypeVar("_Name", bound=str)
@@ -41,6 +42,7 @@ def in_turns_ms(runs: Mapping[_Name, Callable[[], object]], device: torch.device
 
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
+        GaveWayError: somebody waits; asked for between the candidates, and between the rounds.
     """
     replays = _all_recorded(runs, device)
     usual = next(iter(replays), None)
@@ -78,6 +80,7 @@ def _played_ms(turns: Mapping[_Name, _Turn], rounds: int) -> dict[_Name, float]:
 
 def _round_ms(turns: Sequence[tuple[_Name, _Turn]]) -> dict[_Name, float]:
     """The milliseconds of one replay of each, one turn after the other."""
+    give_way()
     turns[0][1].replay()  # so that the host is ahead: an idle card waits for a launch, in what would be the first turn
     marks = [_mark()]
     for _, (replay, replays) in turns:
@@ -96,6 +99,7 @@ def _keep_busy(replay: Callable[[], None]) -> None:
 
 
 def _median_ms(replay: Callable[[], None]) -> float:
+    give_way()
     for _ in range(_WARM_REPLAYS):
         replay()
     marks = [_mark()]
@@ -116,6 +120,7 @@ def _all_recorded(runs: Mapping[_Name, Callable[[], object]], device: torch.devi
     """What replays each, in one pool of memory: they never run at the same time."""
     recorder, replays = CudaRecorder(device), {}
     for name, run in runs.items():
+        give_way()
         recorded = attempt(partial(recorder.record, run), f"{name} is left out", but=(torch.OutOfMemoryError,))
         if recorded is None:
             recorder = CudaRecorder(device)  # a failed capture spoils its pool
