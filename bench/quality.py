@@ -183,8 +183,8 @@ def measure(options: argparse.Namespace, result: PartedResult) -> None:
     others = compare(exact[1::2], exact[::2])
     result.put((name, ANOTHER_SEED), {**common, "computed_on": place, **others})
     for mode in options.modes:
-        made, place = draw_all(options.folder, Precision(mode), sketches)
-        result.put((name, mode), {**common, "computed_on": place, **compare(made, exact)})
+        made, place_of_mode = draw_all(options.folder, Precision(mode), sketches)
+        result.put((name, mode), {**common, "computed_on": place_of_mode, **compare(made, exact)})
     if options.stock:
         for part, figures in compare_with_stock(options.folder, sketches, exact).items():
             result.put((name, part), {**common, "computed_on": place, **figures})

@@ -51,9 +51,11 @@ def test_the_stock_pipeline_of_a_tiny_model_draws_what_exact_draws(tmp_path: Pat
 
     folder, result = build_untrained_model(tmp_path / "tiny", TINY), tmp_path / "quality.json"
     arguments = f"--sizes 64x64 --prompts 1 --threads {torch.get_num_threads()} --commit abc --result {result}"
-    quality.main([str(folder), *arguments.split(), "--modes", "--stock"])
+    quality.main([str(folder), *arguments.split(), "--modes", "fp8", "--stock"])
     ((_, parts),) = json.loads(result.read_text("utf-8"))["parts"].items()
-    assert set(parts) == {quality.ANOTHER_SEED, quality.STOCK}
+    assert set(parts) == {quality.ANOTHER_SEED, "fp8", quality.STOCK}
+    assert parts[quality.STOCK]["computed_on"] == parts[quality.ANOTHER_SEED]["computed_on"]
+    assert "emulated" in parts["fp8"]["computed_on"]
     measured, other = parts[quality.STOCK]["spread"], parts[quality.ANOTHER_SEED]["spread"]
     assert measured["latents_error_pct"]["max"] < 0.01 < other["latents_error_pct"]["min"]
     assert measured["ssim"]["min"] > other["ssim"]["max"]

@@ -23,6 +23,7 @@ from zimage_ui.generator.base import SILENT, GenerationListener
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
 from zimage_ui.generator.fast.denoiser import FastTransformer
+from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.fast.step import EAGER
 from zimage_ui.request import GenerationRequest, SchedulerName
@@ -520,6 +521,14 @@ class TestPreparedShapes:
                 piece()
         assert engine.is_prepared(self.SHAPE)
         assert recorder.recorded == 4  # encoding, refining the caption, a step, decoding
+
+    def test_a_piece_that_measures_gives_way_and_says_so(self, engine, monkeypatch):
+        def measurements(latents, somebody_waits):
+            return (lambda: GAVE_WAY if somebody_waits() else None,)
+
+        monkeypatch.setattr(engine._transformer, "measurements", measurements)
+        assert [piece() for piece in engine.preparations(self.SHAPE, lambda: True)].count(GAVE_WAY) == 1
+        assert [piece() for piece in engine.preparations(self.SHAPE)].count(GAVE_WAY) == 0
 
     def test_a_batch_is_a_shape_of_its_own(self, engine):
         engine.prepare(64, 64, 32)

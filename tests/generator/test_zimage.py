@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,18 @@ def test_before_loading_it_says_so():
         generator.prepare_next(lambda statuses: None)
     assert generator.shapes() == ()
     generator.close()
+
+
+@pytest.mark.model
+def test_whoever_prepares_the_next_shape_is_asked_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    generator = generator_for("auto")
+    preparation = SimpleNamespace(next=lambda *given: asked.append(given) or True)
+    monkeypatch.setattr(generator, "_loaded", lambda: None)
+    monkeypatch.setattr(generator, "_preparation", preparation)
+    changed, somebody_waits = print, all
+    assert generator.prepare_next(changed, somebody_waits)
+    assert asked == [(changed, somebody_waits)]
 
 
 @pytest.mark.model

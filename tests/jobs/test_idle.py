@@ -101,18 +101,22 @@ class LongPieces(Preparing):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.begun, self.ended = threading.Semaphore(0), threading.Semaphore(0)
+        self.over = threading.Event()  # of the test, however it ends
 
     def prepare_next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
         self.begun.release()
-        while not somebody_waits():
+        while not somebody_waits() and not self.over.is_set():
             pass
         self.log.append("gave way")
         self.ended.release()
         return True
 
 
-def test_a_piece_that_takes_long_gives_way_to_a_job_and_to_the_end(open_room: OpenRoom) -> None:
+def test_a_piece_that_takes_long_gives_way_to_a_job_and_to_the_end(
+    open_room: OpenRoom, request: pytest.FixtureRequest
+) -> None:
     generator = LongPieces(PREPARES)
+    request.addfinalizer(generator.over.set)
     room = open_room(generator, idle_after_s=0.0)
     assert generator.begun.acquire(timeout=30)
     assert room.end(room.submit()).phase is JobPhase.DONE

@@ -270,7 +270,7 @@ class Generator(Protocol):
                 by a later call.
 
         Returns:
-            Whether something was done; when False, nothing is left to do before the next `generate`.
+            Whether anything is left to do before the next `generate`, or was until now.
 
         Raises:
             DeviceLostError: the device answers no more.

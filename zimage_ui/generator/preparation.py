@@ -104,7 +104,8 @@ class Preparation:
 
         Args:
             changed: hears of all shapes when one begins and when one is done.
-            somebody_waits: is asked now and then during long pieces, which are then begun anew the next time.
+            somebody_waits: is asked now and then during long pieces, which are then begun anew the next time; for all
+                pieces of a shape it is who was given when it was begun.
 
         Raises:
             DeviceLostError: the device answers no more.

@@ -19,6 +19,7 @@ from zimage_ui.generator.fast.attention import (
     has_fp8_attention,
 )
 from zimage_ui.generator.fast.choices import Choices
+from zimage_ui.generator.fast.giving_way import GaveWayError, giving_way
 from zimage_ui.generator.fast.rotary import shape_rotary
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import PassPlan, StepNetwork
@@ -211,6 +212,14 @@ def test_another_kernel_is_left_out_when_it_fails_in_whatever_way(turns, kernels
     assert list(backend_times_ms(SHAPE, torch.bfloat16, CPU)) == [FLASH, FLASH4[0], TRITON]
     for tile in ("128x160", "192x80"):
         assert f"attention by flash4 {tile} is left out: TypeError: unexpected keyword argument" in caplog.text
+
+
+def test_looking_which_serve_gives_way(turns, kernels, caplog):
+    with giving_way(lambda: True), pytest.raises(GaveWayError):
+        backend_times_ms(SHAPE, torch.bfloat16, CPU)
+    assert kernels == []
+    assert turns == {}
+    assert caplog.text == ""
 
 
 def test_the_usual_backend_stays_unless_another_is_clearly_faster(monkeypatch):

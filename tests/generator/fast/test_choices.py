@@ -78,6 +78,18 @@ def test_another_gpu_or_another_library_chooses_for_itself(tmp_path, monkeypatch
     assert len(json.loads((tmp_path / FILE_NAME).read_text())) == 2
 
 
+def test_the_libraries_that_kernels_are_of_are_told_apart(monkeypatch):
+    for module, name, answer in (
+        (torch.cuda, "get_device_name", "H100"),
+        (choices.cublaslt, "version", 130100),
+        (torch.backends.cudnn, "version", 91900),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, answer=answer: answer)
+    told = choices._machine.__wrapped__(torch.device("cuda"))
+    for part in ("H100", f"torch {torch.__version__}", "cuBLASLt 130100", "cuDNN 91900"):
+        assert part in told
+
+
 def test_processes_at_the_same_time_lose_nothing_of_each_other(tmp_path):
     one, other = Choices(), Choices()
     for made in (one, other):

@@ -291,8 +291,19 @@ class TestPreparation:
         assert caplog.text == ""
 
     def test_what_is_prepared_without_being_asked_to_give_way_does_not(self, ours, monkeypatch):
-        monkeypatch.setattr(denoiser, "fastest_product", lambda *_: give_way())
+        measured = []
+        monkeypatch.setattr(denoiser, "fastest_product", lambda *_: give_way() or measured.append(1))
         assert [piece() for piece in ours.measurements(self.SHAPE)].count(GAVE_WAY) == 0
+        assert len(measured) == 8
+
+    def test_it_gives_way_three_times_and_is_then_measured_all_the_same(self, ours, monkeypatch):
+        """Each job has all pieces made anew."""
+        measured = []
+        monkeypatch.setattr(denoiser, "fastest_product", lambda alike, tokens: give_way() or measured.append(tokens))
+        answers = [ours.measurements(self.SHAPE, lambda: True)[1]() for _ in range(4)]
+        assert answers == [GAVE_WAY] * 3 + [None]
+        assert len(measured) == 1
+        assert ours.measurements(self.SHAPE, lambda: True)[2]() is GAVE_WAY  # another piece has its own patience
 
     def test_where_every_way_fails_the_picture_is_made_all_the_same(self, transformer, noise, distance, caplog):
         class Broken:

@@ -10,6 +10,7 @@ from zimage_ui.generator.fast import product_kernels
 from zimage_ui.generator.fast.block import BlockKernels, block_weights, run_block
 from zimage_ui.generator.fast.choices import Choices
 from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES
+from zimage_ui.generator.fast.giving_way import GaveWayError, giving_way
 from zimage_ui.generator.fast.lossy_projections import lossy
 from zimage_ui.generator.fast.modulation import plain_rows
 from zimage_ui.generator.fast.parts import norm
@@ -66,6 +67,17 @@ def timed(monkeypatch, times_ms):
         return {name: times_ms[name] for name in runs if name in times_ms}
 
     monkeypatch.setattr(product_kernels, "in_turns_ms", in_turns_ms)
+
+
+def test_comparing_gives_way_and_leaves_no_kernel_out(block, asked, monkeypatch, caplog):
+    monkeypatch.setattr(product_kernels, "in_turns_ms", lambda *_: pytest.fail("nothing is measured by halves"))
+    projections = [block_projections(block).query_key_value]
+    with giving_way(lambda: True), pytest.raises(GaveWayError):
+        product_times_ms(projections, 7)
+    assert asked == []
+    assert caplog.text == ""
+    timed(monkeypatch, {USUAL: 2.0, FIRST: 1.0})
+    assert fastest_products([block_projections(block)], 7).query_key_value == FIRST
 
 
 def test_every_kernel_computes_the_product(block, noise, asked):

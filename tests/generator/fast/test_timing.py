@@ -150,7 +150,7 @@ def test_whoever_begins_a_round_does_not_pay_for_its_launch(card, monkeypatch):
 
 
 @pytest.mark.parametrize("asked_before", [1, 3, 6, 10, 19])
-def test_it_gives_way_at_any_time_and_what_was_measured_is_forgotten(card, asked_before):
+def test_it_gives_way_at_any_time_and_measures_all_the_next(card, asked_before):
     """Between two candidates, before the turns and between two rounds of them."""
     runs = {name: card.kernel(name, 1.0, 1.0) for name in ("usual", "other", "third")}
     times_asked = []

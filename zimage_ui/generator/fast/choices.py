@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from zimage_ui import __version__
+from zimage_ui.generator.fast import cublaslt
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def _machine(device: torch.device) -> str:
             torch.cuda.get_device_name(device),
             f"torch {torch.__version__}",
             f"CUDA {torch.version.cuda}",
+            f"cuBLASLt {cublaslt.version()}",
             f"cuDNN {torch.backends.cudnn.version()}",
             f"zimage-ui {__version__}",
             *packages,

@@ -9,6 +9,7 @@ worked here; and so is one whose preparation failed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -48,6 +49,7 @@ VelocityPass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # share their memory for activations.
 _KEPT_PASSES = 24
 _KEPT_ROTARIES = 32
+_MOST_TIMES_GIVEN_WAY = 3
 
 
 class FastTransformer:
@@ -98,6 +100,7 @@ class FastTransformer:
         self._modulation = ModulationTables(transformer)
         self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
         self._trusts_triton = False
+        self._gave_way: Counter[tuple[DenoiserShape, int]] = Counter()  # by the number of the piece
         make_recorder = make_recorder or recorders_for(device)
         ways = self._usual_ways() if ways is None else ways
         self._passes: Recordings[DenoiserShape, Callable[[], StepFunctions]] = Recordings(
@@ -151,7 +154,8 @@ class FastTransformer:
         """What finds out by which kernels `shape` is denoised the fastest, in pieces, so that `prepare` is short.
 
         Each costs nothing where its choice is known. A failure is logged, and the usual kernel computes. One that finds
-        that somebody waits answers `GAVE_WAY`, and is to be called again.
+        that somebody waits answers `GAVE_WAY`, and is to be called again; but it does so three times at the most, or
+        whoever asks for a picture every few seconds would never have the faster kernels.
         """
         products = [
             partial(fastest_product, alike, rows)
@@ -163,17 +167,23 @@ class FastTransformer:
             *products,
             partial(self._plan, shape, TRITON),
         )
-        return tuple(partial(self._measure, shape, piece, somebody_waits) for piece in pieces)
+        return tuple(
+            partial(self._measure, shape, number, piece, somebody_waits) for number, piece in enumerate(pieces)
+        )
 
     @torch.inference_mode()
-    def _measure(self, shape: DenoiserShape, piece: Callable[[], object], somebody_waits: SomebodyWaits) -> object:
+    def _measure(
+        self, shape: DenoiserShape, number: int, piece: Callable[[], object], somebody_waits: SomebodyWaits
+    ) -> object:
         usable = self._passes.ways[:1] == (_with_triton,)  # a compiler multiplies by torch alone
         if not usable or not self._passes.can_record or shape in self._passes:
             return None
+        has_patience = self._gave_way[shape, number] < _MOST_TIMES_GIVEN_WAY
         try:
-            with giving_way(somebody_waits):
+            with giving_way(somebody_waits if has_patience else nobody_waits):
                 attempt(piece, f"kernels for {shape} are not measured", but=(GaveWayError,))
         except GaveWayError:
+            self._gave_way[shape, number] += 1
             return GAVE_WAY
         return None
 

@@ -1,7 +1,7 @@
 """Long work that is in nobody's way: it asks now and then whether somebody waits, and is then begun anew later.
 
 Finding out which kernel is the fastest takes seconds for each size on a machine's first start. A job that comes in the
-meantime is not to wait for its end, but for a tenth of a second: what was measured so far is worth less than that.
+meantime is not to wait for its end: what was measured so far is worth less than that.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-from zimage_ui.generator.base import SomebodyWaits
+from zimage_ui.generator.base import SomebodyWaits, nobody_waits
 
 # What such work answers instead, when it gave way.
 GAVE_WAY: Final = "gave way"
 
-_asked: ContextVar[SomebodyWaits | None] = ContextVar("somebody_waits", default=None)
+_asked: ContextVar[SomebodyWaits] = ContextVar("somebody_waits", default=nobody_waits)
 
 
 class GaveWayError(Exception):
@@ -39,6 +39,5 @@ def give_way() -> None:
     Raises:
         GaveWayError: somebody waits.
     """
-    somebody_waits = _asked.get()
-    if somebody_waits is not None and somebody_waits():
+    if _asked.get()():
         raise GaveWayError

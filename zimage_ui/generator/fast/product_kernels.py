@@ -75,8 +75,7 @@ def fastest_product(alike: Sequence[Projection], tokens: int) -> str | None:
     candidates = _candidates(weight, tokens)
     if len(candidates) == 1:
         return None
-    sizes = f"{tokens} tokens, {weight.shape[1]} to {weight.shape[0]}"
-    question = f"product of {sizes}, {weight.dtype}, cuBLASLt {cublaslt.version()}"
+    question = f"product of {tokens} tokens, {weight.shape[1]} to {weight.shape[0]}, {weight.dtype}"
     measure = partial(product_times_ms, matrices, tokens)
     chosen = kernel_choices().choose(question, candidates, measure, weight.device)
     return None if chosen == USUAL else chosen

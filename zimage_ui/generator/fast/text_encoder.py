@@ -180,7 +180,7 @@ class FastTextEncoder:
         if not self._recordings.can_record:
             return self._run(layer, self._tables(len(ids)), embedded(self._text_encoder, ids, self._device))
         length = padded(len(ids))
-        # Padded as ids, which is one launch less than two: whichever token it is, none before it sees it.
+        # Padded as ids, which takes no launches of its own: whichever token it is, none before it sees it.
         rows = embedded(self._text_encoder, ids + ids[-1:] * (length - len(ids)), self._device)
         features = attempt(
             partial(self._encode_padded, layer, rows),

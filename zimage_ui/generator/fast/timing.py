@@ -93,9 +93,10 @@ def _round_ms(turns: Sequence[tuple[_Name, _Turn]]) -> dict[_Name, float]:
 
 
 def _keep_busy(replay: Callable[[], None]) -> None:
-    """Until a card that was idle has its clock up."""
+    """Until a card that was idle has its clock up; nothing is under way afterwards, so what was recorded may go."""
     for _ in range(math.ceil(_BUSY_MS / _median_ms(replay))):
         replay()
+    _mark().synchronize()
 
 
 def _median_ms(replay: Callable[[], None]) -> float:
