@@ -6,12 +6,13 @@ modes, through the product's own loader and generator. From prompt to 8-bit pixe
 `--sequential`. FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random
 weights is written there first (33 GB and about a minute; speed does not depend on the values).
 
-`--players` names those who draw; all but int8 without it:
+`--players` names those who draw; all but int8 and nf4 without it:
 
     stock           the stock pipeline
     stock-compiled  the same, compiled
     exact           our engine in bf16
     fp8, int8       our engine with matrix products in eight bits
+    nf4             our engine with matrices kept in four bits (needs the extra `nf4`)
 
 `--parts` names what is measured:
 
@@ -51,8 +52,8 @@ from zimage_ui.request import Precision
 PARTS = ("memory", "ready", "first", "peak", "sizes", "steady", "instruments")
 SIZES: tuple[Size, ...] = ((1024, 1024), (512, 512), (768, 768), (832, 1248), (1536, 1536))
 TINY_SIZES: tuple[Size, ...] = ((64, 64), (96, 64))
-# Where there is FP8, INT8 has no reason but curiosity, and all players at once would not fit in 80 GB.
-USUAL_PLAYERS = tuple(name for name in PLAYERS if name != Precision.INT8)
+# Where there is FP8, and 80 GB, the others have no reason but curiosity; and all at once would not fit there.
+USUAL_PLAYERS = tuple(name for name in PLAYERS if name not in (Precision.INT8, Precision.NF4))
 # Nothing computes in eight bits on a CPU.
 TINY_PLAYERS = (STOCK, COMPILED, str(Precision.EXACT))
 
@@ -170,7 +171,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     listed: dict[str, Any] = {"nargs": "+", "metavar": "..."}
     parser.add_argument("--parts", choices=PARTS, default=list(PARTS), help=f"of {', '.join(PARTS)} [all]", **listed)
     parser.add_argument(
-        "--players", choices=PLAYERS, help=f"of {', '.join(PLAYERS)} [all but int8; --tiny all but the lossy]", **listed
+        "--players",
+        choices=PLAYERS,
+        help=f"of {', '.join(PLAYERS)} [all but int8 and nf4; --tiny exact and stock]",
+        **listed,
     )
     parser.add_argument(
         "--sizes", type=parse_size, help="as WIDTHxHEIGHT; steady and instruments take the first", **listed

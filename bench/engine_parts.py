@@ -28,6 +28,7 @@ from bench.report import ROOT
 from bench.spread import spread
 from bench.startup import one_start
 from bench.work import TERA, ModelWork
+from zimage_ui.request import Precision
 from zimage_ui.telemetry.nvml import open_probe
 from zimage_ui.telemetry.probe import Probe
 from zimage_ui.telemetry.sampler import Sampler
@@ -73,7 +74,12 @@ def compare(
     return {
         name: {
             **_figures(drawn, size, asked, work),
-            **(_against(drawn, taken[STOCK]) if STOCK in taken and name != STOCK else {}),
+            **{
+                key: figure
+                for reference in (STOCK, str(Precision.EXACT))
+                if reference in taken and reference != name
+                for key, figure in _against(drawn, taken[reference], reference).items()
+            },
             "in_turns_with": [other for other in able if other != name],
             **common,
         }
@@ -268,14 +274,15 @@ def _median_rate(works: Sequence[int], times_ms: Sequence[float]) -> float:
     return statistics.median(work / (ms / 1e3) / TERA for work, ms in zip(works, times_ms, strict=True))
 
 
-def _against(drawn: Sequence[Drawn], stock: Sequence[Drawn]) -> Figures:
-    """Speed beside the stock pipeline's, prompt by prompt, and how far the pixels are from its own."""
-    pairs = list(zip(drawn, stock, strict=True))
+def _against(drawn: Sequence[Drawn], other: Sequence[Drawn], name: str) -> Figures:
+    """Speed beside another player's in the same turns, prompt by prompt, and how far the pixels are from its own."""
+    pairs = list(zip(drawn, other, strict=True))
     speedups = [theirs.times_ms["total"] / mine.times_ms["total"] for mine, theirs in pairs]
     differences = [float(np.abs(mine.pixels.astype(np.int16) - theirs.pixels).mean()) for mine, theirs in pairs]
     return {
-        "times_as_fast_as_stock": round(statistics.median(speedups), 4),
-        "mean_difference_to_stock_of_255": round(statistics.median(differences), 4),
+        f"times_as_fast_as_{name}": round(statistics.median(speedups), 4),
+        f"mean_difference_to_{name}_of_255": round(statistics.median(differences), 4),
+        f"{name}_total_ms": round(statistics.median(theirs.times_ms["total"] for theirs in other), 4),
     }
 
 

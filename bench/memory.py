@@ -137,7 +137,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--precisions", nargs="+", type=Precision, choices=list(Precision),
-        help="of exact, fp8, int8 [all; --tiny exact]", **listed,
+        help=f"of {', '.join(Precision)} [all; --tiny exact]", **listed,
     )  # fmt: skip
     parser.add_argument("--size", type=parse_size, help="of the pictures, WIDTHxHEIGHT [1024x1024; --tiny 64x64]")
     parser.add_argument("--cold", type=int, default=2, help="pictures of the unprepared shape, one at least [2]")

@@ -16,7 +16,7 @@ def test_everything_is_measured_unless_parts_are_named(tmp_path: Path):
     chosen = engine.parse([str(tmp_path), "--parts", "peak", "--sizes", "512x512", "768x768", "--tiny"])
     assert (chosen.parts, chosen.sizes) == (["peak"], [(512, 512), (768, 768)])
     assert chosen.players == ["stock", "stock-compiled", "exact"]
-    assert set(players.MODES) == {"exact", "fp8", "int8"}
+    assert set(players.MODES) == {"exact", "fp8", "int8", "nf4"}
     assert chosen.result == tmp_path.with_suffix(".engine.json")
 
 
@@ -88,6 +88,10 @@ class TestATinyModelOnTheCpu:
         assert drawn["exact"]["mean_difference_to_stock_of_255"] <= 1
         assert drawn["stock-compiled"]["mean_difference_to_stock_of_255"] <= 1
         assert "times_as_fast_as_stock" not in drawn["stock"]
+        ours_ms, theirs_ms = (drawn[name]["times_ms"]["total"]["median"] for name in ("exact", "stock"))
+        assert drawn["exact"]["stock_total_ms"] == pytest.approx(theirs_ms, rel=1e-3)
+        assert drawn["stock"]["exact_total_ms"] == pytest.approx(ours_ms, rel=1e-3)
+        assert drawn["stock"]["mean_difference_to_exact_of_255"] == drawn["exact"]["mean_difference_to_stock_of_255"]
 
     def test_a_later_call_adds_its_part_and_keeps_the_others(self, folder: Path, capsys: pytest.CaptureFixture[str]):
         before = self.stored(folder)

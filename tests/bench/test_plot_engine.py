@@ -64,29 +64,28 @@ def test_without_a_result_the_page_says_so():
     assert plot_engine.filled(PAGE, None).count(plot_engine.NOTHING_YET) == 2
 
 
-def test_lossy_modes_stand_beside_exact_round_by_round(tmp_path: Path):
-    def drawn(totals, away):
+def test_lossy_modes_stand_beside_exact_in_the_same_turns(tmp_path: Path):
+    def drawn(total, away, **beside_exact):
         times = {name: {"median": 1.0, "p95": 1.0, "stdev": 0.0} for name in ("encode", "sample", "decode", "forwards")}
         return {
             "call": "2026-01-01",
-            "in_turns_with": ["exact"],
-            "times_ms": {**times, "total": {"median": totals[1], "p95": 1.0, "stdev": 0.0}},
-            "rounds_ms": {"total": totals},
+            "times_ms": {**times, "total": {"median": total, "p95": 1.0, "stdev": 0.0}},
             "mean_difference_to_stock_of_255": away,
             "tflops": {"total": 1.0, "forwards": 1.0},
+            **beside_exact,
         }
 
     players = {
-        "exact": drawn([300, 320, 310], 1.034),
-        "fp8": drawn([150, 200, 155], 4.27),
-        "stock": drawn([1] * 3, None),
+        "exact": drawn(320, 1.034),
+        "fp8": drawn(200, 4.27, exact_total_ms=310, times_as_fast_as_exact=2.004, mean_difference_to_exact_of_255=3.9),
+        "stock": drawn(1, None),
     }
-    alone = {"fp8": {**drawn([1, 2, 3], 4.0), "in_turns_with": []}}
+    alone = {"fp8": drawn(2, 4.0)}
     path = tmp_path / "engine.json"
     path.write_text(json.dumps({**RESULT, "parts": {"sizes": {"512x512": players, "768x768": alone}}}))
     page = "<!-- precision: begin -->\n<!-- precision: end --><!-- sizes: begin -->\n<!-- sizes: end -->"
     without = plot_engine.filled(page, plot_engine.read_result(path))
-    assert "| 512x512 | fp8 | 320.0 | 200.0 | 2.00 | 1.03 | 4.27 |" in without
+    assert "| 512x512 | fp8 | 310.0 | 200.0 | 2.00 | 3.90 | 1.03 |" in without
     assert without.count("| fp8 |") == 3  # of both sizes in their table, of one in the other
     assert "PSNR" not in without
     assert "Compared: 512x512, 768x768 by the call of 2026-01-01 (abc)." in without

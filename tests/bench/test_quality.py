@@ -85,12 +85,12 @@ def test_both_modes_of_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     result = tmp_path / "quality.json"
     arguments = f"--sizes 64x64 --prompts 1 --threads {threads} --commit abc --result {result}"
     quality.main([str(folder), *arguments.split(), "--modes", "fp8"])
-    quality.main([str(folder), *arguments.split(), "--modes", "int8"])
+    quality.main([str(folder), *arguments.split(), "--modes", "int8", "nf4"])
     content = json.loads(result.read_text("utf-8"))
     ((_, parts),) = content["parts"].items()
-    assert set(parts) == {quality.ANOTHER_SEED, "fp8", "int8"}
+    assert set(parts) == {quality.ANOTHER_SEED, "fp8", "int8", "nf4"}
     assert "emulated" in parts["fp8"]["computed_on"]
-    for mode in ("fp8", "int8"):
+    for mode in ("fp8", "int8", "nf4"):
         measured, other = parts[mode]["spread"], parts[quality.ANOTHER_SEED]["spread"]
         assert 0 < measured["latents_error_pct"]["max"] < other["latents_error_pct"]["min"]
         assert math.inf > measured["psnr_db"]["min"] > other["psnr_db"]["max"]

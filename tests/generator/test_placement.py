@@ -118,7 +118,11 @@ def test_extents_that_tensor_cores_do_not_take_are_not_counted_as_rounded():
         (gpu(12), "ZIMAGE_PRECISION=fp8 would keep the whole transformer on the card (6.7 GB instead of 12.3 GB, and"),
         (gpu(12, capability=(8, 6)), "ZIMAGE_PRECISION=int8 would keep the whole transformer on the card"),
         (gpu(8, capability=(8, 6)), "ZIMAGE_PRECISION=int8 would copy 3.0 GB instead of 9.2 GB in each step, for a"),
-        (gpu(12, capability=(7, 0)), None),  # it has neither
+        (
+            gpu(12, capability=(7, 0)),
+            "ZIMAGE_PRECISION=nf4 would keep the whole transformer on the card (4.2 GB instead",
+        ),
+        (gpu(12, capability=(5, 2)), None),  # it has none
         (gpu(24), None),
         (gpu(16), None),  # the text encoder is none of its business
     ],
@@ -128,11 +132,47 @@ def test_where_exact_has_to_stream_the_reason_names_the_precision_that_helps(car
     assert advice in reason if advice else "ZIMAGE_PRECISION" not in reason
 
 
+def test_four_bits_are_named_only_where_eight_do_not_suffice():
+    said = {card: choose_plan(gpu(card), TURBO_NEED).reason for card in (12, 10, 8)}
+    assert "nf4" not in said[12]
+    assert "fp8 would copy 886 MB instead of 7.1 GB" in said[10]
+    assert said[10].endswith(
+        "; ZIMAGE_PRECISION=nf4 would keep the whole transformer on the card (4.2 GB instead of 12.3 GB, and a picture "
+        "that is off by more)"
+    )
+    assert said[8].endswith(
+        "; ZIMAGE_PRECISION=nf4 would copy 398 MB instead of 9.2 GB in each step, for a picture that is off by more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("card", "plan", "streamed_layers"),
+    [
+        (gpu(16), MemoryPlan.RESIDENT, 0),
+        (gpu(10), MemoryPlan.TEXT_ENCODER_OFFLOADED, 0),
+        (gpu(8), MemoryPlan.STREAMED, 4),
+        (gpu(6), MemoryPlan.STREAMED, 26),
+    ],
+)
+def test_in_four_bits_still_more_of_it_stays(card: Device, plan: MemoryPlan, streamed_layers: int):
+    choice = choose_plan(card, TURBO_NEEDS[Precision.NF4])
+    assert (choice.plan, choice.streamed_layers) == (plan, streamed_layers)
+    assert choice.reason.startswith("the transformer's matrices are kept in nf4: 4.2 GB instead of 12.3 GB;")
+
+
+def test_four_bits_are_four_and_a_half_and_one_matrix_unpacked():
+    exact, nf4 = (TURBO_NEEDS[precision] for precision in (Precision.EXACT, Precision.NF4))
+    assert nf4.layer_bytes == exact.layer_bytes * 4.5 / 16
+    assert exact.transformer_bytes - nf4.transformer_bytes == 32 * (exact.layer_bytes - nf4.layer_bytes)
+    assert nf4.working_bytes - exact.working_bytes == 2 * 3840 * 20480
+
+
 def test_where_exact_does_not_fit_the_hint_names_the_precision_that_does():
     with pytest.raises(DeviceMemoryError) as raised:
         choose_plan(gpu(4.5, capability=(8, 6), free_gib=4.05), TURBO_NEED)
     assert raised.value.hint.endswith(
-        "ZIMAGE_PRECISION=int8 would fit (6.7 GB instead of 12.3 GB, and a picture that is not quite exact)."
+        "ZIMAGE_PRECISION=int8 would fit (6.7 GB instead of 12.3 GB, and a picture that is not quite exact); "
+        "ZIMAGE_PRECISION=nf4 would fit (4.2 GB instead of 12.3 GB, and a picture that is off by more)."
     )
     with pytest.raises(DeviceMemoryError) as raised:
         choose_plan(gpu(3), TURBO_NEED)
@@ -152,7 +192,8 @@ def test_a_plan_in_eight_bits_says_what_that_saves(card: Device, after: str):
 
 
 def test_uncompiled_in_eight_bits_takes_more_than_a_tile():
-    needs = [TURBO_NEEDS[precision].tiled_working_bytes for precision in Precision]
+    eight_bit = (Precision.EXACT, Precision.FP8, Precision.INT8)
+    needs = [TURBO_NEEDS[precision].tiled_working_bytes for precision in eight_bit]
     assert needs[0] == needs[1] < needs[2] < 1.1 * needs[0]
 
 

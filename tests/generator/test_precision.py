@@ -1,5 +1,6 @@
-"""What each card computes in; refusals name the setting, the card and the way out; and pictures made in eight bits."""
+"""What each card computes in; refusals name the setting, the card and the way out; and pictures made in fewer bits."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from zimage_ui.generator.precision import check_precision
 from zimage_ui.generator.zimage import ZImageGenerator
 from zimage_ui.request import GenerationRequest, Precision
 
+LOSSY = tuple(precision for precision in Precision if precision is not Precision.EXACT)
 CPU = Device(torch_name="cpu", name="CPU, 2 threads", free_bytes=8 * 2**30, total_bytes=8 * 2**30)
 
 
@@ -22,13 +24,15 @@ def gpu(name: str, *capability: int) -> Device:
 
 
 CARDS = {
-    "B200": (gpu("B200", 10, 0), {"exact", "fp8", "int8"}),
-    "RTX 5090": (gpu("RTX 5090", 12, 0), {"exact", "fp8", "int8"}),
-    "H100": (gpu("H100", 9, 0), {"exact", "fp8", "int8"}),
-    "RTX 4090": (gpu("RTX 4090", 8, 9), {"exact", "fp8", "int8"}),
-    "A100": (gpu("A100", 8, 0), {"exact", "int8"}),
-    "RTX 2080": (gpu("RTX 2080", 7, 5), {"exact", "int8"}),
-    "V100": (gpu("V100", 7, 0), {"exact"}),
+    "B200": (gpu("B200", 10, 0), {"exact", "fp8", "int8", "nf4"}),
+    "RTX 5090": (gpu("RTX 5090", 12, 0), {"exact", "fp8", "int8", "nf4"}),
+    "H100": (gpu("H100", 9, 0), {"exact", "fp8", "int8", "nf4"}),
+    "RTX 4090": (gpu("RTX 4090", 8, 9), {"exact", "fp8", "int8", "nf4"}),
+    "A100": (gpu("A100", 8, 0), {"exact", "int8", "nf4"}),
+    "RTX 2080": (gpu("RTX 2080", 7, 5), {"exact", "int8", "nf4"}),
+    "V100": (gpu("V100", 7, 0), {"exact", "nf4"}),
+    "GTX 1080": (gpu("GTX 1080", 6, 1), {"exact", "nf4"}),
+    "GTX 980": (gpu("GTX 980", 5, 2), {"exact"}),
     "CPU": (CPU, {"exact"}),
 }
 
@@ -48,6 +52,7 @@ def test_the_reason_names_the_dtype_or_the_card():
     device = gpu("NVIDIA H100", 9, 0)
     assert check_precision(Precision.EXACT, device) == "matrix products in bf16, as the stock pipeline computes them"
     assert "in FP8 on NVIDIA H100" in check_precision(Precision.FP8, device)
+    assert "(NF4) and unpacked on NVIDIA H100" in check_precision(Precision.NF4, device)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,8 @@ def test_the_reason_names_the_dtype_or_the_card():
     [
         ("fp8", gpu("NVIDIA A100", 8, 0), "capability 8.0, and FP8 came with 8.9, Ada", "exact, or to int8, which"),
         ("int8", gpu("Tesla V100", 7, 0), "capability 7.0, and INT8 came with 7.5, Turing", "Set it to exact."),
+        ("nf4", gpu("GTX 980", 5, 2), "capability 5.2, and NF4 came with 6.0, Pascal (GTX 10)", "Set it to exact."),
+        ("nf4", CPU, "needs an NVIDIA GPU; on CPU, 2 threads", "Set it to exact."),
         ("fp8", CPU, "needs an NVIDIA GPU; on CPU, 2 threads", "Set it to exact."),
     ],
 )
@@ -75,6 +82,15 @@ def test_a_generator_refuses_before_it_looks_for_the_model(tmp_path: Path, monke
 
 
 @pytest.mark.model
+def test_a_generator_refuses_a_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("zimage_ui.generator.precision.check_precision", lambda *_: "a card would do")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    generator = ZImageGenerator(str(tmp_path / "nowhere"), embedding_cache_bytes=1, precision=Precision.NF4)
+    with pytest.raises(SettingsError, match="needs bitsandbytes"):
+        generator.load(lambda _: None)
+
+
+@pytest.mark.model
 def test_an_exact_generator_says_so(tiny_folder: Path):
     generator = ZImageGenerator(str(tiny_folder), embedding_cache_bytes=1)
     info = generator.load(lambda _: None)
@@ -83,7 +99,7 @@ def test_an_exact_generator_says_so(tiny_folder: Path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+@pytest.mark.parametrize("precision", LOSSY)
 def test_a_lossy_generator_rounds_while_it_loads(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ):
@@ -98,8 +114,8 @@ def test_a_lossy_generator_rounds_while_it_loads(
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
-def test_a_picture_in_eight_bits_is_nearly_the_exact_one_and_says_what_it_is(tiny_folder: Path, precision: Precision):
+@pytest.mark.parametrize("precision", LOSSY)
+def test_a_lossy_picture_is_nearly_the_exact_one_and_says_what_it_is(tiny_folder: Path, precision: Precision):
     from zimage_ui.generator.engine import Engine
     from zimage_ui.generator.loading import load_components
 
@@ -115,7 +131,7 @@ def test_a_picture_in_eight_bits_is_nearly_the_exact_one_and_says_what_it_is(tin
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+@pytest.mark.parametrize("precision", LOSSY)
 def test_rounded_while_loading_it_draws_what_it_draws_rounded_afterwards(tiny_folder: Path, precision: Precision):
     from zimage_ui.generator.engine import Engine
     from zimage_ui.generator.loading import load_components

@@ -1,10 +1,11 @@
-"""The lossy modes on a real NVIDIA GPU: its own eight-bit products against the emulated ones, compiled and not."""
+"""The lossy modes on a real NVIDIA GPU: its own rounded products against the emulated ones, compiled and not."""
 
 import json
 import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.gpu.test_fast_denoiser import requested_bytes
 from tests.gpu.test_flat_memory import FULL_SIZE_FOLDER
 from zimage_ui.generator.base import SILENT
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
+from zimage_ui.generator.fast.four_bits import Nf4Projection
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
 from zimage_ui.generator.fast.quantised_rows import QuantisedRows, scaled
 from zimage_ui.generator.fast.rounding import RoundedBlocks
@@ -36,13 +38,18 @@ CUDA = torch.device("cuda:0")
 TIMESTEPS = (1000.0, 913.5, 500.0, 12.25)
 # Heads of 128 values, as the full-size model has them: not every kernel takes others; 1024 in the feed-forward.
 SIZES = {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_layers": 6, "axes_dims": [32, 48, 48], "cap_feat_dim": 64}
-KINDS = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
+EIGHT_BIT_KINDS = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
+KINDS = {**EIGHT_BIT_KINDS, Precision.NF4: Nf4Projection}
+# Bits of a value and its share of a scale, beside sixteen.
+SHARES = {Precision.FP8: 1 / 2, Precision.INT8: 1 / 2, Precision.NF4: 4.5 / 16}
 
 
 @pytest.fixture(params=KINDS, ids=str)
 def precision(request: pytest.FixtureRequest) -> Precision:
     if not read_device().computes_in(request.param):
         pytest.skip(f"this card has no {request.param}")
+    if request.param is Precision.NF4 and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
     return request.param
 
 
@@ -69,6 +76,7 @@ def velocities(fast: FastTransformer, prompt: torch.Tensor, shape: tuple[int, ..
         return torch.stack([denoiser.predict(latents, torch.tensor(time), step) for step, time in steps])
 
 
+@pytest.mark.parametrize("precision", EIGHT_BIT_KINDS, indirect=True)
 @pytest.mark.parametrize("tokens", [32, 1056, 4128])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1152, 384), (384, 1024)])
 def test_a_product_is_the_emulated_one(precision: Precision, tokens: int, outputs: int, inputs: int) -> None:
@@ -87,6 +95,16 @@ def test_a_product_is_the_emulated_one(precision: Precision, tokens: int, output
     assert distance(found.cpu(), expected) < 5e-3  # bf16 once, and the tensor cores' own sums
 
 
+@pytest.mark.parametrize("precision", [Precision.NF4], indirect=True)
+def test_a_card_packs_and_unpacks_as_a_cpu_does(precision: Precision) -> None:
+    weight = torch.randn(1152, 384, device=CUDA, dtype=torch.bfloat16)
+    here, there = Nf4Projection.of(weight, parts=3), Nf4Projection.of(weight.cpu(), parts=3)
+    # A value in the middle between two levels may go to either.
+    assert (here.plain().weight.cpu() != there.plain().weight).float().mean() < 1e-3
+    values = torch.randn(1, 1056, 384, device=CUDA, dtype=torch.bfloat16)
+    assert torch.equal(here(values), here.plain()(values))
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 26, 38), (2, 16, 16, 24)])
 def test_prepared_and_not_it_is_near_the_exact_one(
     precision: Precision, prompt: torch.Tensor, shape: tuple[int, ...]
@@ -99,12 +117,13 @@ def test_prepared_and_not_it_is_near_the_exact_one(
     assert torch.equal(velocities(lossy, prompt, shape), prepared)
     for found in (plain, prepared):
         assert found.isfinite().all()
-        assert 1e-3 < distance(found, exact) < 0.15
+        assert 1e-3 < distance(found, exact) < (0.3 if precision is Precision.NF4 else 0.15)
     # not rounded at the same places: the compiler leaves out what eager mode rounds to bf16 before it rounds further
     assert distance(prepared, plain) < 0.15
 
 
-def test_the_weights_take_half_the_memory(precision: Precision) -> None:
+def test_the_weights_take_less_memory(precision: Precision) -> None:
+    made(precision)  # what a library allocates once is there before
     before = requested_bytes()
     exact = made(Precision.EXACT)
     between = requested_bytes()
@@ -113,7 +132,7 @@ def test_the_weights_take_half_the_memory(precision: Precision) -> None:
     blocks = [*exact.network.refiner, *exact.network.layers]
     matrices = sum(each.weight.nbytes for weights in blocks for each in weights.projections)
     saved = (between - before) - (after - between)
-    assert saved == pytest.approx(matrices / 2, rel=0.03)  # but for the scales
+    assert saved == pytest.approx(matrices * (1 - SHARES[precision]), rel=0.03)  # but for the scales
     assert len(lossy.network.layers) == len(exact.network.layers)
 
 
@@ -167,6 +186,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("precision", EIGHT_BIT_KINDS, indirect=True)
 @pytest.mark.parametrize(("card_gib", "plan", "streamed"), [(12, "text_encoder_offloaded", 0), (8, "streamed", 17)])
 def test_a_small_card_draws_the_full_size_model(
     full_size: Path, precision: Precision, card_gib: int, plan: str, streamed: int

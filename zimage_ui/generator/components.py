@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # whichever of copying and computing takes longest never pauses; more would help nobody.
 STREAM_SLOTS = 2
 
-# Both extents of a matrix in FP8 are multiples of this (int8: of 8), or it stays as it is; those of the published
-# models are.
-EIGHT_BIT_MULTIPLE = 16
+# Both extents of a matrix in FP8 are multiples of this (int8: of 8; NF4 has runs of 64 values), or it stays as it is;
+# those of the published models are.
+ROUNDED_MULTIPLE = 16
 
 
 class MemoryPlan(StrEnum):

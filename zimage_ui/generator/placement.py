@@ -6,18 +6,21 @@ Everything here but `read_device` is arithmetic over a frozen `Device`, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from zimage_ui.errors import DeviceMemoryError
-from zimage_ui.generator.components import EIGHT_BIT_MULTIPLE, STREAM_SLOTS, MemoryPlan
+from zimage_ui.generator.components import ROUNDED_MULTIPLE, STREAM_SLOTS, MemoryPlan
 from zimage_ui.generator.units import data_size
 from zimage_ui.request import Precision
 
 # NVIDIA cards compute in bf16 since Ampere; before that torch only emulates it.
 _BF16_CAPABILITY = (8, 0)
-# Their tensor cores multiply in eight bits since Ada and Turing. Advice names the first of these that a card has.
-EIGHT_BIT_CAPABILITIES = {Precision.FP8: (8, 9), Precision.INT8: (7, 5)}
+# Their tensor cores multiply in eight bits since Ada and Turing; what is unpacked to multiply asks for nothing, but
+# bitsandbytes has kernels since Pascal. Advice names the first of the eight-bit ones that a card has.
+FIRST_CAPABILITIES = {Precision.FP8: (8, 9), Precision.INT8: (7, 5), Precision.NF4: (6, 0)}
+EIGHT_BIT = (Precision.FP8, Precision.INT8)
 
 # Left free on a GPU: the workspaces of cuBLAS and cuDNN, fragmentation, and what the desktop takes in the meantime.
 _GPU_RESERVE_BYTES = 600_000_000
@@ -28,12 +31,18 @@ _TRANSFORMER_FACTOR = 16.0
 _VAE_FACTOR = 4.8
 # Uncompiled, the largest product of a block and its copies on the way to eight bits stand beside each other. Counted on
 # torch's meta device, not measured; what is prepared has no such copies and is reckoned as in bf16.
-_UNCOMPILED_FACTORS = {Precision.EXACT: 0.0, Precision.FP8: 31.0, Precision.INT8: 38.0}
+_UNCOMPILED_FACTORS = {Precision.FP8: 31.0, Precision.INT8: 38.0}
+# Bits of a value in NF4, with its share of a scale.
+_NF4_BITS = 4.5
 _PIXELS_A_TOKEN = 256
 _MAX_CAPTION_TOKENS = 512
 # Of a tile, in pixels; and the tiles are put together in three colours and a weight, in fp32.
 _TILE_SIDE = 512
 _MOSAIC_BYTES_A_PIXEL = 16
+# Beside the exact one, to be read after "a picture that".
+_PICTURES = {
+    Precision.FP8: "is not quite exact", Precision.INT8: "is not quite exact", Precision.NF4: "is off by more",
+}  # fmt: skip
 # The share of the working memory by which the reckoning may be too high.
 _UNSURE = 0.3
 # What PCIe 4.0 with 16 lanes moves from page-locked memory, bytes a second; only for the reason that people read.
@@ -65,10 +74,10 @@ class Device:
         return self.capability is not None
 
     def computes_in(self, precision: Precision) -> bool:
-        """Whether it has tensor cores for `precision`; everything computes exactly."""
+        """Whether it has what `precision` is computed by; everything computes exactly."""
         if precision is Precision.EXACT:
             return True
-        return self.capability is not None and self.capability >= EIGHT_BIT_CAPABILITIES[precision]
+        return self.capability is not None and self.capability >= FIRST_CAPABILITIES[precision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +124,9 @@ class ModelSizes:
         """What one layer's matrix products take; in eight bits with a scale of four bytes a row (FP8 needs fewer)."""
 
         def size_bytes(outputs: int, inputs: int) -> int:
-            if precision is Precision.EXACT or outputs % EIGHT_BIT_MULTIPLE or inputs % EIGHT_BIT_MULTIPLE:
+            if precision is Precision.EXACT or outputs % ROUNDED_MULTIPLE or inputs % ROUNDED_MULTIPLE:
                 return outputs * inputs * itemsize
-            return outputs * (inputs + 4)
+            return outputs * (inputs + 4) if precision in EIGHT_BIT else round(outputs * inputs * _NF4_BITS / 8)
 
         return sum(size_bytes(*matrix) for matrix in self._matrices)
 
@@ -125,6 +134,10 @@ class ModelSizes:
         """What all of the transformer's weights take."""
         saved_bytes = self.layer_bytes(itemsize, Precision.EXACT) - self.layer_bytes(itemsize, precision)
         return self.transformer * itemsize - (self.transformer_layers + self.transformer_refiners) * saved_bytes
+
+    def unpacked_bytes(self, itemsize: int, precision: Precision) -> int:
+        """What the largest matrix takes that is unpacked to be multiplied with."""
+        return max(outputs * inputs for outputs, inputs in self._matrices) * itemsize * (precision is Precision.NF4)
 
     @property
     def _matrices(self) -> tuple[tuple[int, int], ...]:
@@ -144,8 +157,8 @@ class MemoryNeed:
         tiled_working_bytes: the same when the picture is decoded in tiles.
         layer_bytes, layers: the weights of each of the transformer's layers that can be streamed, and how many.
         precision: of the transformer's matrices.
-        other: the same model in eight bits, where this is the exact one, and the other way round; None where nobody
-            has reckoned.
+        others: the same model exact, in eight bits and in four, but for what this one is; none where nobody has
+            reckoned. Eight bits are those of int8.
     """
 
     text_encoder_bytes: int
@@ -156,7 +169,7 @@ class MemoryNeed:
     layer_bytes: int = 0
     layers: int = 0
     precision: Precision = Precision.EXACT
-    other: MemoryNeed | None = None
+    others: Mapping[Precision, MemoryNeed] = field(default_factory=dict)
 
     def of(self, plan: MemoryPlan, streamed_layers: int = 0) -> int:
         """What `plan` takes at its peak with so many layers streamed."""
@@ -198,11 +211,9 @@ def memory_need(
     Sampling and decoding do not happen at once, but what is recorded for each keeps its memory. What is sampled
     uncompiled keeps none.
     """
-    other = Precision.INT8 if precision is Precision.EXACT else Precision.EXACT
-    return replace(
-        _memory_need(sizes, size, itemsize, pictures, precision),
-        other=_memory_need(sizes, size, itemsize, pictures, other),
-    )
+    reckon = partial(_memory_need, sizes, size, itemsize, pictures)
+    others = {each: reckon(each) for each in (Precision.EXACT, Precision.INT8, Precision.NF4) if each is not precision}
+    return replace(reckon(precision), others=others)
 
 
 def _memory_need(
@@ -211,7 +222,8 @@ def _memory_need(
     width, height = size
     tokens = width * height // _PIXELS_A_TOKEN + _MAX_CAPTION_TOKENS
     a_factor = pictures * tokens * sizes.transformer_width * itemsize
-    sampling, uncompiled = round(_TRANSFORMER_FACTOR * a_factor), round(_UNCOMPILED_FACTORS[precision] * a_factor)
+    sampling = round(_TRANSFORMER_FACTOR * a_factor) + sizes.unpacked_bytes(itemsize, precision)
+    uncompiled = round(_UNCOMPILED_FACTORS.get(precision, 0.0) * a_factor)
 
     def decoding(pixels: int) -> int:
         return round(_VAE_FACTOR * pixels * sizes.vae_width * itemsize)
@@ -352,30 +364,48 @@ def _too_small(device: Device, need: MemoryNeed) -> DeviceMemoryError:
 
 def _of_precision(need: MemoryNeed) -> str:
     """What a lossy precision saves, to be read before the rest of a plan's reason; nothing in exact mode."""
-    if need.precision is Precision.EXACT or need.other is None:
+    exact = need.others.get(Precision.EXACT)
+    if exact is None:
         return ""
     return (
         f"the transformer's matrices are kept in {need.precision}: "
-        f"{_instead(need.transformer_bytes, need.other.transformer_bytes)}; "
+        f"{_instead(need.transformer_bytes, exact.transformer_bytes)}; "
     )
 
 
 def _advice(device: Device, need: MemoryNeed, fitting: tuple[MemoryPlan, int] | None) -> str:
-    """What eight bits would do for a model that has to be streamed or does not fit; empty where nothing."""
-    precision = next((each for each in EIGHT_BIT_CAPABILITIES if device.computes_in(each)), None)
-    must_stream = fitting is None or fitting[0].streams_transformer
-    if need.precision is not Precision.EXACT or need.other is None or precision is None or not must_stream:
+    """What fewer bits would do for an exact model that has to be streamed or does not fit; empty where nothing."""
+    if need.precision is not Precision.EXACT or (fitting is not None and not fitting[0].streams_transformer):
         return ""
-    lossy = _fastest_fitting(device, need.other)
-    if lossy is None:
-        return ""
-    less = f"{_instead(need.other.transformer_bytes, need.transformer_bytes)}, and a picture that is not quite exact"
+    eight_bit = next((each for each in EIGHT_BIT if device.computes_in(each)), None)
+    said = []
+    for precision, reckoned in ((eight_bit, Precision.INT8), (Precision.NF4, Precision.NF4)):
+        other = need.others.get(reckoned)
+        lossy = None if precision is None or other is None else _fastest_fitting(device, other)
+        if precision is None or other is None or lossy is None or not device.computes_in(precision):
+            continue
+        said.append(_gain(precision, need, other, fitting, lossy))
+        if not lossy[0].streams_transformer:  # fewer bits yet would gain nothing
+            break
+    return "; ".join(said)
+
+
+def _gain(
+    precision: Precision,
+    need: MemoryNeed,
+    other: MemoryNeed,
+    fitting: tuple[MemoryPlan, int] | None,
+    lossy: tuple[MemoryPlan, int],
+) -> str:
+    """What `precision` would do, whose need is `other` and whose plan is `lossy`."""
+    picture = f"a picture that {_PICTURES[precision]}"
+    less = f"{_instead(other.transformer_bytes, need.transformer_bytes)}, and {picture}"
     if not lossy[0].streams_transformer:
         return f"ZIMAGE_PRECISION={precision} would keep the whole transformer on the card ({less})"
     if fitting is None:
         return f"ZIMAGE_PRECISION={precision} would fit ({less})"
-    copied = _instead(lossy[1] * need.other.layer_bytes, fitting[1] * need.layer_bytes)
-    return f"ZIMAGE_PRECISION={precision} would copy {copied} in each step, for a picture that is not quite exact"
+    copied = _instead(lossy[1] * other.layer_bytes, fitting[1] * need.layer_bytes)
+    return f"ZIMAGE_PRECISION={precision} would copy {copied} in each step, for {picture}"
 
 
 def _instead(size_bytes: int, of_bytes: int) -> str:

@@ -55,6 +55,17 @@ def test_what_is_no_plain_matrix_has_no_choice(feed_forward, noise, kernel):
     assert kernel == []
 
 
+def test_in_four_bits_the_unpacked_matrix_has_the_choice_of_a_plain_one(feed_forward, noise, kernel, monkeypatch):
+    projections, values = lossy(block_projections(feed_forward), Precision.NF4), noise(2, 7, 96)
+    monkeypatch.setattr(gate, "in_turns_ms", in_turns({PLAIN: 1.0, GATE_TILES[0]: 0.5}))
+    assert fastest_gate_tile(projections, 14, parts) == GATE_TILES[0]
+    kernel.clear()
+    expected = gated(projections, values, parts)
+    assert kernel == []
+    assert torch.allclose(gated(projections, values, parts, GATE_TILES[0]), expected, atol=1e-5)
+    assert kernel == [GATE_TILES[0]]
+
+
 def test_where_the_library_is_missing_there_is_nothing_to_choose(feed_forward):
     assert fastest_gate_tile(block_projections(feed_forward), 32, parts) is None
 

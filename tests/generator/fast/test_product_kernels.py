@@ -99,6 +99,15 @@ def test_what_is_no_plain_matrix_has_no_choice(block, noise, asked):
     assert asked == []
 
 
+def test_in_four_bits_the_unpacked_matrix_has_the_choice_of_a_plain_one(block, noise, asked, monkeypatch):
+    projections, values = lossy(block_projections(block), Precision.NF4), noise(2, 7, 96)
+    expected = projections.query_key_value(values)
+    assert torch.allclose(multiplied(projections.query_key_value, values, FIRST), expected, atol=1e-5)
+    assert asked == [FIRST]
+    timed(monkeypatch, {USUAL: 2.0, FIRST: 3.0, SECOND: 1.0})
+    assert fastest_products([projections], 14) == ProductKernels(*[SECOND] * 4)
+
+
 def test_fp8_has_a_choice_and_its_product_is_still_to_be_scaled(block, noise, asked, monkeypatch):
     projections, values = lossy(block_projections(block), Precision.FP8), noise(2, 7, 96)
     monkeypatch.setattr(

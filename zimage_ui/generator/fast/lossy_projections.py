@@ -1,4 +1,4 @@
-"""Matrix products in eight bits, about twice as fast as in sixteen, with a picture that differs: the lossy modes.
+"""The matrix products of the lossy modes; and those in eight bits, about twice as fast as in sixteen.
 
 Both factors are rounded, the weights once and the activations as they come; a sum of products in eight bits is then
 multiplied by the scales of its factors, so the product is exact but for their rounding. The four products of each block
@@ -19,24 +19,25 @@ picture can be measured anywhere, but not what attention in eight bits adds. It 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
-from zimage_ui.generator.components import EIGHT_BIT_MULTIPLE
+from zimage_ui.generator.components import ROUNDED_MULTIPLE
+from zimage_ui.generator.fast.four_bits import Nf4Projection
 from zimage_ui.generator.fast.projections import (
     PRODUCTS,
     BlockProjections,
     PlainProjection,
     Projection,
+    RoundedProjection,
     block_projections,
 )
 from zimage_ui.generator.fast.quantised_rows import (
     Activations,
-    Product,
     QuantisedRows,
     ScaledProduct,
     largest_scale,
@@ -52,44 +53,24 @@ _VALUES_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True, slots=True)
-class EightBitProjection(ABC):
-    """A matrix in eight bits, multiplied with activations in the same.
+class EightBitProjection(RoundedProjection):
+    """A matrix in eight bits, (outputs, inputs), multiplied with activations in the same.
 
     Attributes:
         stored: the dtype of both factors.
-        weight: (outputs, inputs), in it.
-        scales: fp32, as the kind has them.
         unit: (), fp32: one, from the first `fill` on.
-        dtype: of the product.
     """
 
     stored: ClassVar[torch.dtype]
 
-    weight: torch.Tensor
-    scales: torch.Tensor
     unit: torch.Tensor
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, weight: torch.Tensor, parts: int = 1) -> Self:
-        """The projection by `weight`, (outputs, inputs), whose dtype the product will have.
-
-        Args:
-            weight: of `parts` matrices of one shape, below each other.
-            parts: how many.
-        """
-        outputs, inputs = weight.shape
-        projection = cls.unfilled(outputs, inputs, parts, weight.dtype, weight.device)
-        for part, matrix in enumerate(weight.chunk(parts)):
-            projection.fill(part, matrix)
-        return projection
 
     @classmethod
     def unfilled(cls, outputs: int, inputs: int, parts: int, dtype: torch.dtype, device: torch.device) -> Self:
         """The same for a matrix whose values are anything yet."""
         weight = torch.empty(outputs, inputs, dtype=cls.stored, device=device)
         scales = torch.empty(cls._scales_shape(outputs, parts), device=device)
-        return cls(weight, scales, torch.empty((), device=device), dtype)
+        return cls(weight, scales, dtype, torch.empty((), device=device))
 
     @property
     def form(self) -> torch.dtype:
@@ -108,10 +89,6 @@ class EightBitProjection(ABC):
         """Round `matrix`, (outputs / parts, inputs), on its own device, to its place."""
         self.unit.fill_(1)  # here: a streamed layer was laid out in host memory since it was made, and nothing copied
         self._fill(part, matrix)
-
-    @abstractmethod
-    def __call__(self, activations: Activations) -> Product:
-        """One matrix product by the device's own library."""
 
     @abstractmethod
     def _fill(self, part: int, matrix: torch.Tensor) -> None: ...
@@ -197,18 +174,22 @@ class Int8Projection(EightBitProjection):
         return (1, outputs)
 
 
-_KINDS: dict[Precision, type[EightBitProjection]] = {Precision.FP8: Fp8Projection, Precision.INT8: Int8Projection}
+_KINDS: dict[Precision, type[RoundedProjection]] = {
+    Precision.FP8: Fp8Projection,
+    Precision.INT8: Int8Projection,
+    Precision.NF4: Nf4Projection,
+}
 
 
 def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> BlockProjections:
-    """The projections of a stock block in eight bits.
+    """The projections of a stock block, rounded.
 
     They replace the block's own matrices, whose memory is free afterwards: the stock block cannot be called any more,
     and never more than one block is there twice.
 
     Args:
         block: on its device, in the dtype that products are to have.
-        precision: FP8 or INT8.
+        precision: which of the lossy ones.
     """
     projections = lossy(block_projections(block), precision)
     for matrix in (block.get_parameter(name) for names in PRODUCTS for name in names):
@@ -217,7 +198,7 @@ def lossy_projections(block: ZImageTransformerBlock, precision: Precision) -> Bl
 
 
 def lossy(projections: BlockProjections, precision: Precision) -> BlockProjections:
-    """Plain projections in eight bits; others stay as they are, and so do extents that tensor cores do not take."""
+    """Plain projections rounded; others stay as they are, and so do extents that tensor cores do not take."""
 
     def rounded(projection: Projection, parts: int) -> Projection:
         if not isinstance(projection, PlainProjection) or not _takes(projection.weight.shape):
@@ -229,7 +210,7 @@ def lossy(projections: BlockProjections, precision: Precision) -> BlockProjectio
 
 def unfilled(
     outputs: int, inputs: int, parts: int, dtype: torch.dtype, precision: Precision, device: torch.device
-) -> PlainProjection | EightBitProjection:
+) -> PlainProjection | RoundedProjection:
     """The projection that `lossy` would make of `parts` matrices of `dtype`, with `outputs` together; for a loader.
 
     Its values are anything yet.
@@ -244,4 +225,4 @@ def _pieces(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _takes(extents: Sequence[int]) -> bool:
-    return not any(extent % EIGHT_BIT_MULTIPLE for extent in extents)
+    return not any(extent % ROUNDED_MULTIPLE for extent in extents)

@@ -19,6 +19,7 @@ from zimage_ui.generator.fast import cublaslt, cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES, has_tiled_product
+from zimage_ui.generator.fast.four_bits import unpacked
 from zimage_ui.generator.fast.giving_way import give_way
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection
@@ -52,6 +53,7 @@ USUAL_PRODUCTS = ProductKernels()
 def multiplied(projection: Projection, activations: Activations, kernel: str | None = None) -> Product:
     """What `projection` makes of `activations`, by `kernel` if that is one for its matrix and so many tokens."""
     product: Product | None = None
+    projection = unpacked(projection)
     if kernel is not None and isinstance(projection, Fp8Projection):
         activations = projection.rows(activations)
         sums = _product(activations.values, projection.weight, kernel)
@@ -68,7 +70,7 @@ def fastest_products(blocks: Sequence[BlockProjections], tokens: int) -> Product
 
 def fastest_product(alike: Sequence[Projection], tokens: int) -> str | None:
     """The fastest kernel of one product, of which `alike` are those of several blocks."""
-    matrices = [projection for projection in alike if _has_choice(projection)]
+    matrices = [projection for projection in map(unpacked, alike) if _has_choice(projection)]
     if len(matrices) < len(alike):
         return None
     weight = matrices[0].weight

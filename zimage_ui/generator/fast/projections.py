@@ -6,9 +6,10 @@ one product below each other as it reads them (`fused_names`), so that fusing th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ class PlainProjection:
 
     def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by the device's own library."""
-        return functional.linear(_unquantised(activations), self.weight)
+        return functional.linear(unquantised(activations), self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,45 @@ class PackedProjection:
 
     def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by oneDNN."""
-        return torch.ops.mkldnn._linear_pointwise(_unquantised(activations), self.packed, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(unquantised(activations), self.packed, None, "none", [], "")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedProjection(Projection, ABC):
+    """A matrix whose values were rounded; to what, and how it multiplies, is its kind's affair.
+
+    Attributes:
+        weight: the rounded values, as the kind has them.
+        scales: fp32, what they are to be multiplied by, likewise.
+        dtype: of the product.
+    """
+
+    weight: torch.Tensor
+    scales: torch.Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, parts: int = 1) -> Self:
+        """The projection by `weight`, (outputs, inputs), whose dtype the product will have.
+
+        Args:
+            weight: of `parts` matrices of one shape, below each other.
+            parts: how many.
+        """
+        outputs, inputs = weight.shape
+        projection = cls.unfilled(outputs, inputs, parts, weight.dtype, weight.device)
+        for part, matrix in enumerate(weight.chunk(parts)):
+            projection.fill(part, matrix)
+        return projection
+
+    @classmethod
+    @abstractmethod
+    def unfilled(cls, outputs: int, inputs: int, parts: int, dtype: torch.dtype, device: torch.device) -> Self:
+        """The same for a matrix whose values are anything yet."""
+
+    @abstractmethod
+    def fill(self, part: int, matrix: torch.Tensor) -> None:
+        """Round `matrix`, (outputs / parts, inputs), on its own device, to its place."""
 
 
 class BlockProjections(NamedTuple):
@@ -172,7 +211,8 @@ def packing_pays(module: nn.Module) -> bool:
     return computes_in_onednn and torch.backends.mkldnn.is_available() and size_bytes <= _PACKING_LIMIT_BYTES
 
 
-def _unquantised(activations: Activations) -> torch.Tensor:
+def unquantised(activations: Activations) -> torch.Tensor:
+    """`activations`, for a product that reads the model's dtype."""
     assert not isinstance(activations, QuantisedRows), "blocks of one network are of one kind"
     return activations
 

@@ -1,8 +1,8 @@
-"""Matrices rounded to eight bits while they are read: each as it arrives, straight to where it will be computed with.
+"""Matrices rounded while they are read: each as it arrives, straight to where it will be computed with.
 
 Matrices are rounded each for itself, so it does not matter in which order they come. What stands in sixteen bits at a
 time is thus one matrix of a block (79 MB of 12.3 GB); a layer that is to be streamed is rounded on the device and goes
-home to host memory in eight bits.
+home to host memory rounded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from zimage_ui.generator.fast.flat import FlatLayout
-from zimage_ui.generator.fast.lossy_projections import EightBitProjection, unfilled
-from zimage_ui.generator.fast.projections import PRODUCTS, BlockProjections, PlainProjection
+from zimage_ui.generator.fast.lossy_projections import unfilled
+from zimage_ui.generator.fast.projections import PRODUCTS, BlockProjections, PlainProjection, RoundedProjection
 from zimage_ui.generator.fast.streaming import spread
 from zimage_ui.generator.page_locked import HostBuffer
 from zimage_ui.request import Precision
@@ -22,7 +22,7 @@ from zimage_ui.request import Precision
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
 
-_Target = PlainProjection | EightBitProjection
+_Target = PlainProjection | RoundedProjection
 
 
 class RoundedBlocks:
@@ -46,7 +46,7 @@ class RoundedBlocks:
 
         Args:
             transformer: whose sizes count; it may have no memory.
-            precision: FP8 or INT8.
+            precision: which of the lossy ones.
             dtype: that products are to have.
             device: where they are computed.
             streamed_layers: how many of the main layers live in host memory from the start (`streaming.spread`).
