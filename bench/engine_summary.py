@@ -106,7 +106,7 @@ def summary(parts: Parts) -> dict[str, Any]:
     sizes = found(parts, "sizes") or {}
     rows = [
         _row(parts, size, player, peak_tflops)
-        for size in sorted(sizes, key=_pixels)
+        for size in sorted(sizes, key=pixels_of)
         for player in sorted(sizes[size], key=_place)
     ]
     return {"peak_tflops": peak_tflops, "rows": rows, "bars": [bar.judge(parts) for bar in BARS]}
@@ -167,7 +167,8 @@ def _row(parts: Parts, size: str, player: str, peak_tflops: float | None) -> dic
     }  # fmt: skip
 
 
-def _pixels(size: str) -> int:
+def pixels_of(size: str) -> int:
+    """Of a size that is called "WIDTHxHEIGHT"."""
     width, height = map(int, size.split("x"))
     return width * height
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import memory, tables
-from bench.engine_summary import summary, text_of
+from bench.engine_summary import pixels_of, summary, text_of
 from bench.players import STOCK
 from bench.report import RESULTS, ROOT
 from zimage_ui.request import Precision
@@ -116,7 +116,7 @@ def _measured_by(result: Mapping[str, Any]) -> str:
 def _speed_of_lossy(sizes: Mapping[str, Any]) -> str:
     """A table of the lossy modes beside exact in the same turns; nothing where none took any with it."""
     rows = []
-    for size, players in sizes.items():
+    for size, players in sorted(sizes.items(), key=lambda item: pixels_of(item[0])):
         for mode in (str(each) for each in Precision if each is not Precision.EXACT):
             figures = players.get(mode, {})
             if "times_as_fast_as_exact" not in figures:
@@ -136,7 +136,7 @@ def _nearness_of_lossy(quality: Mapping[str, Any]) -> str:
     """A table of how near pictures in the lossy modes come to exact ones of the same seeds."""
     rows = []
     for model, modes in quality.items():
-        for mode, part in modes.items():
+        for mode, part in sorted(modes.items(), key=lambda item: item[0] in set(Precision)):
             spread = part["spread"]
             error, ssim = (spread[name]["median"] for name in ("latents_error_pct", "ssim"))
             psnr = f"{spread['psnr_db']['median']:.1f}" if spread["psnr_db"] else "equal"

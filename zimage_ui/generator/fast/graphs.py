@@ -80,9 +80,14 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _leave(current: torch.cuda.Stream) -> None:
-    """Go on with `current`: a capture that cannot be ended leaves torch on its stream, where no other shall begin."""
+    """Go on with `current`: a capture that cannot be ended leaves torch on its stream, where no other shall begin.
+
+    And its generator of random numbers waits for that end (torch 2.11): until it has another state, nobody gets any.
+    """
     torch.cuda.set_stream(current)
     _stream.cache_clear()
+    state = torch.Generator(current.device).graphsafe_get_state()
+    torch.cuda.default_generators[current.device.index].graphsafe_set_state(state)
 
 
 class SharedRecorder:
