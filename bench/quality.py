@@ -186,19 +186,34 @@ def measure(options: argparse.Namespace, result: PartedResult) -> None:
         made, place_of_mode = draw_all(options.folder, Precision(mode), sketches)
         result.put((name, mode), {**common, "computed_on": place_of_mode, **compare(made, exact)})
     if options.stock:
-        for part, figures in compare_with_stock(options.folder, sketches, exact).items():
+        for part, figures in compare_with_stock(options.folder, sketches, exact):
             result.put((name, part), {**common, "computed_on": place, **figures})
 
 
-def compare_with_stock(folder: Path, sketches: Sequence[Sketch], exact: Sequence[Made]) -> dict[str, dict[str, Any]]:
-    """The stock pipeline's pictures beside the exact ones, and both beside those in fp32 unless they are so anyway."""
+def compare_with_stock(
+    folder: Path, sketches: Sequence[Sketch], exact: Sequence[Made]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The stock pipeline's pictures beside the exact ones, and both beside those in fp32 unless they are so anyway.
+
+    One after the other: in fp32 the full size takes minutes to load and draw.
+    """
     cast = Cast(folder)
-    theirs = draw_stock(Stock(folder, cast.device, cast.dtype), sketches)
-    parts = {STOCK: compare(theirs, exact)}
+    theirs = _drawn_by_stock(cast.dtype, folder, cast.device, sketches)
+    yield STOCK, compare(theirs, exact)
     if cast.dtype != _FP32:
-        truth = draw_stock(Stock(folder, cast.device, _FP32), sketches)
-        parts |= {EXACT_TO_FP32: compare(exact, truth), STOCK_TO_FP32: compare(theirs, truth)}
-    return parts
+        truth = _drawn_by_stock(_FP32, folder, cast.device, sketches)
+        yield EXACT_TO_FP32, compare(exact, truth)
+        yield STOCK_TO_FP32, compare(theirs, truth)
+
+
+def _drawn_by_stock(dtype: str, folder: Path, device: str, sketches: Sequence[Sketch]) -> list[Made]:
+    import torch
+
+    from zimage_ui.generator.memory import release_memory
+
+    made = draw_stock(Stock(folder, device, dtype), sketches)
+    release_memory(torch.device(device))  # its clocks and its pipeline hold each other
+    return made
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -68,7 +68,7 @@ def test_in_16_bits_both_are_compared_with_fp32(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(quality, "Cast", lambda folder: cast)
     monkeypatch.setattr(quality, "Stock", lambda folder, device, dtype: off[dtype])
     monkeypatch.setattr(quality, "draw_stock", lambda shift, sketches: [made(shift)])
-    figures = quality.compare_with_stock(tmp_path, [], [made(0.01)])
+    figures = dict(quality.compare_with_stock(tmp_path, [], [made(0.01)]))
     errors = {part: told["pictures"][0]["latents_error_pct"] for part, told in figures.items()}
     stock_to_exact = 100 * abs(off[dtype] - 0.01) / 1.01
     expected = {quality.STOCK: stock_to_exact, quality.EXACT_TO_FP32: 1.0, quality.STOCK_TO_FP32: 3.0}
