@@ -12,7 +12,10 @@ weights is written there first (33 GB and about a minute; speed does not depend 
     stock-compiled  the same, compiled
     exact           our engine in bf16
     fp8, int8       our engine with matrix products in eight bits
-    nf4             our engine with matrices kept in four bits (needs the extra `nf4`)
+    nf4             our engine with matrices kept in four bits
+
+`--beside` names others who take turns with them in `sizes`, and of whom nothing is stored: not all fit into one GPU's
+memory together, so several calls compare them with the same one. (`--players int8 nf4 --beside exact`)
 
 `--parts` names what is measured:
 
@@ -120,7 +123,7 @@ class Bench:
         return engine_parts.peak(self._work, size, self._cast, self._probe)
 
     def _measure_sizes(self) -> None:
-        names = self._options.players
+        names = [*self._options.beside, *self._options.players]
         for together in [[name] for name in names] if self._options.sequential else [names]:
             if self._options.sequential:
                 self._cast.dismiss()
@@ -137,10 +140,11 @@ class Bench:
             figures = engine_parts.compare(players, size, self._options.runs, self._prompts, self._work, self._probe)
         except Exception:  # noqa: BLE001 - the next size may do
             traceback.print_exc()
-        for name, of_player in figures.items():
+        wanted = [name for name in names if name not in self._options.beside]
+        for name, of_player in ((name, figures[name]) for name in wanted if name in figures):
             loading = self._cast.loaded().get(name, {})
             self._result.put(("sizes", size_name(size), name), {**of_player, "loading": loading})
-        self._turns.left_out += [f"{place}/{name}" for name in names if name not in figures]
+        self._turns.left_out += [f"{place}/{name}" for name in wanted if name not in figures]
 
     def _measure_steady(self) -> None:
         for mode in self._modes:
@@ -173,9 +177,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--players",
         choices=PLAYERS,
-        help=f"of {', '.join(PLAYERS)} [all but int8 and nf4; --tiny exact and stock]",
+        help=f"of {', '.join(PLAYERS)} [all but int8 and nf4; --tiny all but the lossy]",
         **listed,
     )
+    parser.add_argument("--beside", choices=PLAYERS, default=[], help="take turns with them, unstored [none]", **listed)
     parser.add_argument(
         "--sizes", type=parse_size, help="as WIDTHxHEIGHT; steady and instruments take the first", **listed
     )

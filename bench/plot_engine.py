@@ -72,7 +72,7 @@ def read_result(path: Path = RESULTS / "engine.json") -> dict[str, Any] | None:
         return None
     result = json.loads(path.read_text("utf-8"))
     beside = path.with_name("quality.json")
-    quality = json.loads(beside.read_text("utf-8"))["parts"] if beside.is_file() else {}
+    quality = json.loads(beside.read_text("utf-8")) if beside.is_file() else {"parts": {}, "calls": {}}
     # The summary anew: a run that was cut off has stored none.
     return {**result, "summary": summary(result["parts"]), "quality": quality}
 
@@ -86,7 +86,9 @@ def _sections(result: Mapping[str, Any]) -> dict[str, str]:
     rows, bars = text_of(result["summary"], markdown=True).rsplit("\n\n", 1)
     plot = f"![Time from prompt to pixels]({PLOT.name})\n\n" if result["summary"]["rows"] else ""
     calls = [_told(name, call) for name, call in result["calls"].items()]
-    lossy = [_speed_of_lossy(result["parts"].get("sizes", {})), _nearness_of_lossy(result.get("quality", {}))]
+    quality = result.get("quality", {"parts": {}, "calls": {}})
+    lossy = [_speed_of_lossy(result["parts"].get("sizes", {})), _nearness_of_lossy(quality["parts"])]
+    calls += [_told(name, call) for name, call in quality["calls"].items()]
     return {
         "sizes": f"{plot}{rows}\n\n{_measured_by(result)}",
         "bars": bars,
@@ -121,7 +123,7 @@ def _speed_of_lossy(sizes: Mapping[str, Any]) -> str:
             figures = players.get(mode, {})
             if "times_as_fast_as_exact" not in figures:
                 continue
-            times_ms = figures["exact_total_ms"], figures["times_ms"]["total"]["median"]
+            times_ms = figures["exact_times_ms"]["total"], figures["times_ms"]["total"]["median"]
             away = _figure(figures, "mean_difference_to_exact_of_255", 2)
             of_exact = _figure(players.get(Precision.EXACT, {}), "mean_difference_to_stock_of_255", 2)
             cells = [*(f"{ms:.1f}" for ms in times_ms), f"{figures['times_as_fast_as_exact']:.2f}", away, of_exact]
@@ -140,8 +142,12 @@ def _nearness_of_lossy(quality: Mapping[str, Any]) -> str:
             spread = part["spread"]
             error, ssim = (spread[name]["median"] for name in ("latents_error_pct", "ssim"))
             psnr = f"{spread['psnr_db']['median']:.1f}" if spread["psnr_db"] else "equal"
-            rows.append([model, mode, part["computed_on"], f"{error:.1f}", psnr, f"{ssim:.3f}"])
-    heads = ["model", "beside exact, if nothing else is said", "computed on", "error of latents, %", "PSNR, dB", "SSIM"]
+            count = str(len(part["pictures"]))
+            rows.append([model, mode, part["computed_on"], count, f"{error:.1f}", psnr, f"{ssim:.3f}"])
+    heads = [
+        "model", "beside exact, if nothing else is said", "computed on", "pairs", "error of latents, %", "PSNR, dB",
+        "SSIM",
+    ]  # fmt: skip
     return _table(heads, rows)
 
 

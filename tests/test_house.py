@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Of the extras `flash4` and `nf4`, for GPUs alone.
-OPTIONAL = {"flash_attn": "flash-attn-4", "quack": "quack-kernels", "bitsandbytes": "bitsandbytes"}
+# Of the extra `flash4`, and installed only where there is a GPU for them.
+OPTIONAL = {"flash_attn": "flash-attn-4", "quack": "quack-kernels"}
 # torch's builds for NVIDIA GPUs bring it, in the one version that goes with them; other builds have none.
 COMES_WITH_TORCH = {"triton"}
 HEAVY = ("torch", "diffusers", "transformers", "gradio", "pynvml", "plotly")
@@ -53,7 +53,7 @@ def test_every_library_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     declared, optional = (
         distributions(project["dependencies"]),
-        distributions([line for extra in ("flash4", "nf4") for line in project["optional-dependencies"][extra]]),
+        distributions(project["optional-dependencies"]["flash4"]),
     )
     imported = {
         name.split(".")[0]

@@ -40,7 +40,7 @@ class Precision(StrEnum):
 
     * EXACT: in the dtype that the model is loaded in, as the stock pipeline does.
     * FP8, INT8: in eight bits. Half the memory, FP8 faster, too, and a slightly different picture.
-    * NF4: in that dtype, by weights kept in four bits. A third of the memory, slower, and a more different picture.
+    * NF4: as EXACT, but by matrices kept in four bits. A third of the memory, slower, and the most different picture.
     """
 
     EXACT = "exact"

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     precision: Precision = Field(
         Precision.EXACT,
         description="Of matrix products: `exact`, or in half the memory `fp8` (RTX 40 and later; faster) or `int8` "
-        "(RTX 20 and later), or in a third `nf4` (needs bitsandbytes).",
+        "(RTX 20 and later), or in a third `nf4` (slower, and the furthest from exact).",
     )
     output_dir: Path = Field(Path("outputs"), description="Where pictures go.")
     image_format: ImageFormat = Field(ImageFormat.PNG, description="`png`, `jpeg` or `webp`, unless a request says.")

@@ -89,8 +89,10 @@ class TestATinyModelOnTheCpu:
         assert drawn["stock-compiled"]["mean_difference_to_stock_of_255"] <= 1
         assert "times_as_fast_as_stock" not in drawn["stock"]
         ours_ms, theirs_ms = (drawn[name]["times_ms"]["total"]["median"] for name in ("exact", "stock"))
-        assert drawn["exact"]["stock_total_ms"] == pytest.approx(theirs_ms, rel=1e-3)
-        assert drawn["stock"]["exact_total_ms"] == pytest.approx(ours_ms, rel=1e-3)
+        assert drawn["exact"]["stock_times_ms"]["total"] == pytest.approx(theirs_ms, rel=1e-3)
+        assert drawn["stock"]["exact_times_ms"]["total"] == pytest.approx(ours_ms, rel=1e-3)
+        forwards_ms = drawn["exact"]["times_ms"]["forwards"]["median"]
+        assert drawn["stock"]["exact_times_ms"]["forwards"] == pytest.approx(forwards_ms, rel=1e-3)
         assert drawn["stock"]["mean_difference_to_exact_of_255"] == drawn["exact"]["mean_difference_to_stock_of_255"]
 
     def test_a_later_call_adds_its_part_and_keeps_the_others(self, folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -103,6 +105,12 @@ class TestATinyModelOnTheCpu:
             "stock": [], "exact": [],
         }  # fmt: skip
         assert len(self.stored(folder)["calls"]) == len(before["calls"]) + 1
+        beside = "--tiny --parts sizes --players stock --beside exact --sizes 80x64 --runs 2"
+        engine.main([str(folder), *beside.split()])
+        again = self.stored(folder)["parts"]["sizes"]["80x64"]
+        assert again["exact"] == parts["sizes"]["80x64"]["exact"]
+        assert again["stock"]["in_turns_with"] == ["exact"]
+        assert again["stock"]["times_ms"]["total"]["count"] == 2
         printed = capsys.readouterr().out
         assert "80x64  exact" in printed
         assert "MISSED" in printed or "met" in printed

@@ -75,9 +75,12 @@ def test_lossy_modes_stand_beside_exact_in_the_same_turns(tmp_path: Path):
             **beside_exact,
         }
 
+    beside_exact = {
+        "exact_times_ms": {"total": 310}, "times_as_fast_as_exact": 2.004, "mean_difference_to_exact_of_255": 3.9,
+    }  # fmt: skip
     players = {
         "exact": drawn(320, 1.034),
-        "fp8": drawn(200, 4.27, exact_total_ms=310, times_as_fast_as_exact=2.004, mean_difference_to_exact_of_255=3.9),
+        "fp8": drawn(200, 4.27, **beside_exact),
         "stock": drawn(1, None),
     }
     alone = {"fp8": drawn(2, 4.0)}
@@ -92,9 +95,13 @@ def test_lossy_modes_stand_beside_exact_in_the_same_turns(tmp_path: Path):
     near = {
         name: {"median": value} for name, value in (("latents_error_pct", 3.15), ("psnr_db", 44.07), ("ssim", 0.998))
     }
-    quality = {"parts": {"mini": {"fp8": {"computed_on": "CPU", "spread": near}}}}
+    of_mini = {"fp8": {"computed_on": "CPU", "spread": near, "pictures": [{}, {}]}}
+    call = {**RESULT["calls"]["2026-01-01"], "command": "python -m bench.quality"}
+    quality = {"parts": {"mini": of_mini}, "calls": {"2026-01-02": call}}
     (tmp_path / "quality.json").write_text(json.dumps(quality))
-    assert "| mini | fp8 | CPU | 3.1 | 44.1 | 0.998 |" in plot_engine.filled(page, plot_engine.read_result(path))
+    page = plot_engine.filled(f"{page}<!-- runs: begin -->\n<!-- runs: end -->", plot_engine.read_result(path))
+    assert "| mini | fp8 | CPU | 2 | 3.1 | 44.1 | 0.998 |" in page
+    assert "- 2026-01-02, commit abc: NVIDIA H100; torch 2.11. `python -m bench.quality`" in page
 
 
 def test_smaller_cards_have_a_table_of_their_own(tmp_path: Path):

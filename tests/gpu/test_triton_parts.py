@@ -9,6 +9,7 @@ from torch.nn import functional
 from tests.gpu.test_fast_denoiser import CUDA, distance
 from zimage_ui.generator.fast import parts, triton_parts
 from zimage_ui.generator.fast.attention import has_fp8_attention
+from zimage_ui.generator.fast.four_bits import Nf4Projection
 from zimage_ui.generator.fast.fp8_attention import fp8_attention
 from zimage_ui.generator.fast.quantised_rows import Activations, Product, QuantisedRows, ScaledProduct, quantise
 
@@ -64,6 +65,12 @@ def rotation(tokens: int, head_dim: int) -> torch.Tensor:
 def norms(head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     query, key = normal(2, head_dim, dtype=torch.float32).abs() + 0.5
     return query, key
+
+
+@pytest.mark.parametrize("extents", [(11520, 3840), (384, 1024), (48, 1040)], ids=str)
+def test_four_bits_are_unpacked_to_the_same_values(extents):
+    projection = Nf4Projection.of(normal(*extents))
+    assert torch.equal(triton_parts.plain(projection).weight, parts.plain(projection).weight)
 
 
 @EXTENTS

@@ -17,10 +17,8 @@ from zimage_ui.request import Precision
 
 # NVIDIA cards compute in bf16 since Ampere; before that torch only emulates it.
 _BF16_CAPABILITY = (8, 0)
-# Their tensor cores multiply in eight bits since Ada and Turing; what is unpacked to multiply asks for nothing, but
-# bitsandbytes has kernels since Pascal. Advice names the first of the eight-bit ones that a card has.
-FIRST_CAPABILITIES = {Precision.FP8: (8, 9), Precision.INT8: (7, 5), Precision.NF4: (6, 0)}
-EIGHT_BIT = (Precision.FP8, Precision.INT8)
+# Their tensor cores multiply in eight bits since Ada and Turing. Advice names the first of these that a card has.
+EIGHT_BIT_CAPABILITIES = {Precision.FP8: (8, 9), Precision.INT8: (7, 5)}
 
 # Left free on a GPU: the workspaces of cuBLAS and cuDNN, fragmentation, and what the desktop takes in the meantime.
 _GPU_RESERVE_BYTES = 600_000_000
@@ -39,10 +37,8 @@ _MAX_CAPTION_TOKENS = 512
 # Of a tile, in pixels; and the tiles are put together in three colours and a weight, in fp32.
 _TILE_SIDE = 512
 _MOSAIC_BYTES_A_PIXEL = 16
-# Beside the exact one, to be read after "a picture that".
-_PICTURES = {
-    Precision.FP8: "is not quite exact", Precision.INT8: "is not quite exact", Precision.NF4: "is off by more",
-}  # fmt: skip
+# Beside the exact one, to be read after "a picture that is"; of others "not quite exact".
+_PICTURES = {Precision.NF4: "further from exact than in eight bits"}
 # The share of the working memory by which the reckoning may be too high.
 _UNSURE = 0.3
 # What PCIe 4.0 with 16 lanes moves from page-locked memory, bytes a second; only for the reason that people read.
@@ -74,10 +70,13 @@ class Device:
         return self.capability is not None
 
     def computes_in(self, precision: Precision) -> bool:
-        """Whether it has what `precision` is computed by; everything computes exactly."""
+        """Whether it is worth computing in `precision` on it; everything computes exactly.
+
+        Eight bits need tensor cores for them. Four are unpacked by any GPU; a CPU would only be slower for it.
+        """
         if precision is Precision.EXACT:
             return True
-        return self.capability is not None and self.capability >= FIRST_CAPABILITIES[precision]
+        return self.capability is not None and self.capability >= EIGHT_BIT_CAPABILITIES.get(precision, (0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,9 @@ class ModelSizes:
         def size_bytes(outputs: int, inputs: int) -> int:
             if precision is Precision.EXACT or outputs % ROUNDED_MULTIPLE or inputs % ROUNDED_MULTIPLE:
                 return outputs * inputs * itemsize
-            return outputs * (inputs + 4) if precision in EIGHT_BIT else round(outputs * inputs * _NF4_BITS / 8)
+            if precision is Precision.NF4:
+                return round(outputs * inputs * _NF4_BITS / 8)
+            return outputs * (inputs + 4)
 
         return sum(size_bytes(*matrix) for matrix in self._matrices)
 
@@ -137,7 +138,9 @@ class ModelSizes:
 
     def unpacked_bytes(self, itemsize: int, precision: Precision) -> int:
         """What the largest matrix takes that is unpacked to be multiplied with."""
-        return max(outputs * inputs for outputs, inputs in self._matrices) * itemsize * (precision is Precision.NF4)
+        if precision is not Precision.NF4:
+            return 0
+        return max(outputs * inputs for outputs, inputs in self._matrices) * itemsize
 
     @property
     def _matrices(self) -> tuple[tuple[int, int], ...]:
@@ -374,20 +377,19 @@ def _of_precision(need: MemoryNeed) -> str:
 
 
 def _advice(device: Device, need: MemoryNeed, fitting: tuple[MemoryPlan, int] | None) -> str:
-    """What fewer bits would do for an exact model that has to be streamed or does not fit; empty where nothing."""
+    """What fewer bits would do for an exact model that has to be streamed or does not fit; empty where nothing.
+
+    Eight before four, which are slower and further from exact, and are named where eight are not to be had.
+    """
     if need.precision is not Precision.EXACT or (fitting is not None and not fitting[0].streams_transformer):
         return ""
-    eight_bit = next((each for each in EIGHT_BIT if device.computes_in(each)), None)
-    said = []
-    for precision, reckoned in ((eight_bit, Precision.INT8), (Precision.NF4, Precision.NF4)):
-        other = need.others.get(reckoned)
-        lossy = None if precision is None or other is None else _fastest_fitting(device, other)
-        if precision is None or other is None or lossy is None or not device.computes_in(precision):
-            continue
-        said.append(_gain(precision, need, other, fitting, lossy))
-        if not lossy[0].streams_transformer:  # fewer bits yet would gain nothing
-            break
-    return "; ".join(said)
+    eight_bit = (each for each in EIGHT_BIT_CAPABILITIES if device.computes_in(each))
+    for precision in (*eight_bit, Precision.NF4):
+        other = need.others.get(Precision.NF4 if precision is Precision.NF4 else Precision.INT8)
+        lossy = _fastest_fitting(device, other) if other else None
+        if other and lossy and device.computes_in(precision):
+            return _gain(precision, need, other, fitting, lossy)
+    return ""
 
 
 def _gain(
@@ -398,7 +400,7 @@ def _gain(
     lossy: tuple[MemoryPlan, int],
 ) -> str:
     """What `precision` would do, whose need is `other` and whose plan is `lossy`."""
-    picture = f"a picture that {_PICTURES[precision]}"
+    picture = f"a picture that is {_PICTURES.get(precision, 'not quite exact')}"
     less = f"{_instead(other.transformer_bytes, need.transformer_bytes)}, and {picture}"
     if not lossy[0].streams_transformer:
         return f"ZIMAGE_PRECISION={precision} would keep the whole transformer on the card ({less})"

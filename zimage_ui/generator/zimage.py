@@ -92,7 +92,6 @@ class ZImageGenerator:
         from zimage_ui.generator.compile_cache import note_what_varies
         from zimage_ui.generator.engine import Engine
         from zimage_ui.generator.fast.cute_kernels import imported_meanwhile
-        from zimage_ui.generator.fast.four_bits import check_bitsandbytes
         from zimage_ui.generator.loading import load_components
         from zimage_ui.generator.placement import read_device
         from zimage_ui.generator.precision import check_precision
@@ -100,8 +99,6 @@ class ZImageGenerator:
 
         device = read_device()
         reason = check_precision(self._precision, device)  # before anything is fetched or read
-        if self._precision is Precision.NF4:
-            check_bitsandbytes(torch.device(device.torch_name))
         is_exact = self._precision is Precision.EXACT  # the lossy ones need little of it, or nothing
         with imported_meanwhile(torch.device(device.torch_name)) if is_exact else nullcontext():
             components, info = load_components(self._model, progress=progress, precision=self._precision)

@@ -87,7 +87,7 @@ def test_a_product_is_near_the_exact_one(noise, distance, precision):
     assert LARGEST_PRODUCT_ERRORS[precision] / 4 < error < LARGEST_PRODUCT_ERRORS[precision]
 
 
-@lossy_kinds
+@eight_bit_kinds
 def test_what_was_read_before_gives_the_same(noise, precision):
     projection = KINDS[precision].of(noise(64, 96).bfloat16())
     values = noise(2, 7, 96, seed=1).bfloat16()

@@ -111,14 +111,14 @@ def run_block(
     """
     after_attention, before_feed_forward, after_feed_forward, before_next = rows.unbind(0)
     products, parts, eps, by = weights.projections, parts_by(triton=kernels.triton), weights.eps, kernels.products
-    attended = _attended(
-        multiplied(products.query_key_value, normed, by.query_key_value), weights, rotary, kept_tokens, kernels
-    )
-    change = multiplied(products.output, attended, by.output)
+    product = multiplied(parts.plain(products.query_key_value), normed, by.query_key_value)
+    attended = _attended(product, weights, rotary, kept_tokens, kernels)
+    change = multiplied(parts.plain(products.output), attended, by.output)
     stream, between = parts.add_and_norm(
         stream[:, :kept_tokens], change, after_attention, before_feed_forward, eps, products.gate_up
     )
-    change = multiplied(products.down, gated(products, between, parts, kernels.gate_tile, by.gate_up), by.down)
+    hidden = gated(products, between, parts, kernels.gate_tile, by.gate_up)
+    change = multiplied(parts.plain(products.down), hidden, by.down)
     return parts.add_and_norm(stream, change, after_feed_forward, before_next, eps, products.query_key_value)
 
 

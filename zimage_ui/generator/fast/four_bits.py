@@ -1,51 +1,68 @@
-"""Matrices kept in four bits and unpacked to sixteen for each product: for cards that are short of memory.
+"""Matrices kept in four bits and unpacked to sixteen for each product: for what is short of memory.
 
-NF4 (Dettmers et al., QLoRA, 2023): each run of 64 values has its largest for a scale, and a value is rounded to the
-nearest of sixteen levels, which lie as close to each other as normally distributed values do. With the scales that is
-4.5 bits a value. Activations are not rounded, so the product is that of the exact mode by other weights: whatever
-multiplies or attends fastest there does so here, and unpacking comes on top.
+NF4 (Dettmers et al., QLoRA, 2023, arXiv 2305.14314): each run of 64 values has its largest for a scale, and a value is
+rounded to the nearest of sixteen levels, which lie as close to each other as normally distributed values do. With the
+scales that is 4.5 bits a value. Activations are not rounded, so the product is that of the exact mode by other weights:
+whatever multiplies or attends fastest there does so here, and unpacking comes on top.
 
-bitsandbytes rounds and unpacks, an optional library; by the operators that its own layers call, which torch can record
-and a compiler leaves alone.
+By torch's operations, for any device and for a compiler; `triton_parts` unpacks by a kernel of our own.
 """
 
 from __future__ import annotations
 
-import sys
+import itertools
 from dataclasses import dataclass
-from typing import Any, Self
+from statistics import NormalDist
+from typing import Self
 
 import torch
 from torch.nn import functional
 
-from zimage_ui.errors import SettingsError
 from zimage_ui.generator.fast.projections import PlainProjection, Projection, RoundedProjection, unquantised
-from zimage_ui.generator.fast.quantised_rows import Activations
+from zimage_ui.generator.fast.quantised_rows import SMALLEST, Activations
 
-# As in pyproject.toml.
-_REQUIREMENT = "bitsandbytes>=0.49,<1"
 # Values with one scale.
 RUN = 64
-_KIND = "nf4"
+# Rounded, or unpacked, at once: on the way each value is there several times in fp32.
+_VALUES_AT_ONCE = 2**23
+
+
+def _nf4_levels() -> tuple[float, ...]:
+    """Quantiles of the normal distribution: eight above zero, zero, and seven below, so that both ends are one."""
+    normal, outermost = NormalDist(), 1 - (1 / 30 + 1 / 32) / 2
+
+    def quantiles(count: int) -> list[float]:
+        return [normal.inv_cdf(outermost - (outermost - 0.5) * number / count) for number in range(count)]
+
+    largest = normal.inv_cdf(outermost)
+    return tuple(sorted(level / largest for level in (*quantiles(8), 0.0, *(-level for level in quantiles(7)))))
+
+
+LEVELS = _nf4_levels()
+_BORDERS = tuple((lower + upper) / 2 for lower, upper in itertools.pairwise(LEVELS))
 
 
 @dataclass(frozen=True, slots=True)
 class Nf4Projection(RoundedProjection):
     """By NF4: outputs times inputs of each part is a multiple of `RUN`.
 
-    `weight` is (outputs * inputs / 2, 1), uint8: two values each; `scales` is (outputs * inputs / RUN,).
+    `weight` is (outputs * inputs / 2,), uint8: two values each, the first in the upper half; `scales` is
+    (outputs * inputs / RUN,).
 
     Attributes:
+        levels: (16,), fp32: `LEVELS`, from the first `fill` on.
         extents: (outputs, inputs).
     """
 
+    levels: torch.Tensor
     extents: tuple[int, int]
 
     @classmethod
     def unfilled(cls, outputs: int, inputs: int, parts: int, dtype: torch.dtype, device: torch.device) -> Self:
         """The same for a matrix whose values are anything yet; `parts` does not matter."""
-        weight = torch.empty(outputs * inputs // 2, 1, dtype=torch.uint8, device=device)
-        return cls(weight, torch.empty(outputs * inputs // RUN, device=device), dtype, (outputs, inputs))
+        weight = torch.empty(outputs * inputs // 2, dtype=torch.uint8, device=device)
+        scales, levels = (torch.empty(length, device=device) for length in (outputs * inputs // RUN, len(LEVELS)))
+        return cls(weight, scales, dtype, levels, (outputs, inputs))
 
     @property
     def form(self) -> torch.dtype:
@@ -58,49 +75,41 @@ class Nf4Projection(RoundedProjection):
 
     def fill(self, part: int, matrix: torch.Tensor) -> None:
         """Round `matrix`, (outputs / parts, inputs), on its own device, to its place."""
-        values, scales = _operators().quantize_4bit(matrix.contiguous(), RUN, _KIND, torch.uint8)
-        for whole, piece in ((self.weight, values), (self.scales, scales)):
-            whole[part * len(piece) : (part + 1) * len(piece)].copy_(piece)
+        self.levels.copy_(torch.tensor(LEVELS))  # here: a streamed layer was laid out in host memory since it was made
+        borders = torch.tensor(_BORDERS, device=matrix.device)
+        begin = part * matrix.numel()
+        for piece in matrix.flatten().split(_VALUES_AT_ONCE):
+            runs = piece.float().view(-1, RUN)
+            largest = runs.abs().amax(-1).clamp(min=SMALLEST)
+            numbers = torch.bucketize(runs / largest[:, None], borders, out_int32=True).view(-1, 2)
+            self.scales[begin // RUN :][: len(largest)].copy_(largest)
+            self.weight[begin // 2 :][: len(numbers)].copy_(numbers[:, 0] << 4 | numbers[:, 1])
+            begin += piece.numel()
 
     def plain(self) -> PlainProjection:
         """The projection by the unpacked matrix: another (outputs, inputs) of memory for as long as it lives."""
-        # By runs: for a CPU its operator takes no rows that end within one (0.50).
-        runs = len(self.scales), RUN
-        values = _operators().dequantize_4bit(self.weight, self.scales, RUN, _KIND, runs, self.dtype)
-        return PlainProjection(values.view(self.extents))
+        packed, scales = self.weight.split(_VALUES_AT_ONCE // 2), self.scales.split(_VALUES_AT_ONCE // RUN)
+        return PlainProjection(torch.cat(list(map(self._values, packed, scales))).view(self.extents))
 
     def __call__(self, activations: Activations) -> torch.Tensor:
         """One matrix product by the device's own library."""
         return functional.linear(unquantised(activations), self.plain().weight)
 
+    def _values(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        numbers = torch.stack((packed >> 4, packed & 15), dim=-1).int()
+        return (self.levels[numbers].view(-1, RUN) * scales[:, None]).to(self.dtype).flatten()
+
+
+def outline(projection: Projection) -> torch.Tensor | None:
+    """What has the extents, dtype and device of the plain matrix that `projection` multiplies by, but not its memory.
+
+    Of a plain one the matrix itself; None of others than these and those in four bits.
+    """
+    if isinstance(projection, Nf4Projection):
+        return torch.empty(1, dtype=projection.dtype, device=projection.weight.device).expand(projection.extents)
+    return projection.weight if isinstance(projection, PlainProjection) else None
+
 
 def unpacked(projection: Projection) -> Projection:
     """`projection` as whatever multiplies by plain matrices takes it, if it is one in four bits; others as they are."""
     return projection.plain() if isinstance(projection, Nf4Projection) else projection
-
-
-def check_bitsandbytes(device: torch.device) -> None:
-    """Round something with it.
-
-    Raises:
-        SettingsError: it is not installed, or has nothing for this device or this version of CUDA.
-    """
-    try:
-        Nf4Projection.of(torch.zeros(RUN, RUN, device=device)).plain()
-    except ImportError as error:
-        raise SettingsError(
-            f"ZIMAGE_PRECISION = nf4 needs bitsandbytes, which cannot be imported ({error}).",
-            f"{sys.executable} -m pip install '{_REQUIREMENT}' brings it; exact needs nothing.",
-        ) from error
-    except (RuntimeError, NotImplementedError) as error:
-        raise SettingsError(
-            f"ZIMAGE_PRECISION = nf4 cannot be used on {device}: bitsandbytes fails with "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
-            f"{sys.executable} -m bitsandbytes says more; exact needs nothing of it.",
-        ) from error
-
-
-def _operators() -> Any:
-    import bitsandbytes  # noqa: F401  # registers them
-
-    return torch.ops.bitsandbytes

@@ -16,7 +16,7 @@ from zimage_ui.generator.fast import parts as torch_parts
 from zimage_ui.generator.fast.any_size import compiled_as_they_come
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_gated_product
-from zimage_ui.generator.fast.four_bits import unpacked
+from zimage_ui.generator.fast.four_bits import outline, unpacked
 from zimage_ui.generator.fast.parts import Parts
 from zimage_ui.generator.fast.product_kernels import multiplied
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
@@ -43,7 +43,7 @@ def gated(
         tile: quack's kernel for a plain matrix; None is a product and then the gate.
         kernel: of that product (`product_kernels`); None is the projection's own.
     """
-    gate_up = unpacked(products.gate_up)
+    gate_up = parts.plain(products.gate_up)
     if tile is not None and isinstance(gate_up, PlainProjection) and isinstance(activations, torch.Tensor):
         return parts.read(cute_kernels.gated_product(activations, gate_up.weight, tile), products.down)
     return parts.gated(multiplied(gate_up, activations, kernel), products.down)
@@ -51,15 +51,14 @@ def gated(
 
 def fastest_gate_tile(products: BlockProjections, tokens: int, parts: Parts, kernel: str | None = None) -> str | None:
     """The tile of quack's kernel fastest for so many tokens; None where a product by `kernel`, then a gate are."""
-    gate_up = unpacked(products.gate_up)
-    if not isinstance(gate_up, PlainProjection) or not has_gated_product(gate_up.weight):
+    weight = outline(products.gate_up)
+    if weight is None or not has_gated_product(weight):
         return None
-    weight = gate_up.weight
     plainly = "compiled" if parts is torch_parts else "by our own kernel"
     plainly += f" after {kernel}" if kernel else ""
     sizes = f"{weight.shape[1]} to {weight.shape[0] // 2}"
     question = f"gated product of {tokens} tokens, {sizes}, {weight.dtype}, {PLAIN} {plainly}"
-    measure = partial(gate_times_ms, products._replace(gate_up=gate_up), tokens, parts, kernel)
+    measure = partial(gate_times_ms, products, tokens, parts, kernel)
     chosen = kernel_choices().choose(question, (PLAIN, *GATE_TILES), measure, weight.device)
     return chosen if chosen != PLAIN else None
 
@@ -68,7 +67,7 @@ def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts, kernel:
     """The time under load of the `PLAIN` way, by `parts`, and of each tile of quack's kernel that is near it, in ms.
 
     Args:
-        products: of a block, plain.
+        products: of a block, plain or in four bits, which are unpacked before.
         tokens: of all pictures.
         parts: computes the gate of the `PLAIN` way, and is compiled for it unless it has kernels of its own.
         kernel: of its product.
@@ -76,8 +75,9 @@ def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts, kernel:
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
     """
-    assert isinstance(products.gate_up, PlainProjection), "quack's kernel is for plain matrices"
-    weight = products.gate_up.weight
+    gate_up = unpacked(products.gate_up)
+    assert isinstance(gate_up, PlainProjection), "quack's kernel is for plain matrices"
+    products, weight = products._replace(gate_up=gate_up), gate_up.weight
     values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
     plain = compiled_as_they_come(gated) if parts is torch_parts else gated
     runs = {PLAIN: partial(plain, products, values, parts, kernel=kernel)}

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from zimage_ui.generator.fast.four_bits import unpacked
 from zimage_ui.generator.fast.projections import Projection
 from zimage_ui.generator.fast.quantised_rows import Activations, Product, scaled
 from zimage_ui.generator.fast.rotary import rotate
@@ -71,6 +72,9 @@ class Parts(Protocol):
 
     def gated(self, product: Product, reader: Projection) -> Activations:
         """`silu(gate) * up` of (..., 2 * hidden), the gate first, as `reader` reads it."""
+
+    def plain(self, projection: Projection) -> Projection:
+        """`projection` with its matrix unpacked, if that is kept in four bits (`four_bits`); others as they are."""
 
     def read(self, values: torch.Tensor, reader: Projection) -> Activations:
         """`values` (..., inputs) as `reader` reads them."""
@@ -143,6 +147,11 @@ def gated(product: Product, reader: Projection) -> Activations:
     hidden = functional.silu(gate).mul_(up)
     del product, gate, up  # the largest of a block, and rounding `hidden` takes several times its own memory
     return reader.read(hidden)
+
+
+def plain(projection: Projection) -> Projection:
+    """See `Parts`."""
+    return unpacked(projection)
 
 
 def read(values: torch.Tensor, reader: Projection) -> Activations:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 
@@ -19,7 +19,7 @@ from zimage_ui.generator.fast import cublaslt, cute_kernels
 from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import PRODUCT_TILES, has_tiled_product
-from zimage_ui.generator.fast.four_bits import unpacked
+from zimage_ui.generator.fast.four_bits import outline, unpacked
 from zimage_ui.generator.fast.giving_way import give_way
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection, Projection
@@ -27,8 +27,6 @@ from zimage_ui.generator.fast.quantised_rows import Activations, Product, Scaled
 from zimage_ui.generator.fast.timing import in_turns_ms
 
 _log = logging.getLogger(__name__)
-
-_Matrix = PlainProjection | Fp8Projection
 
 # The projection's own product.
 USUAL = "torch"
@@ -53,7 +51,6 @@ USUAL_PRODUCTS = ProductKernels()
 def multiplied(projection: Projection, activations: Activations, kernel: str | None = None) -> Product:
     """What `projection` makes of `activations`, by `kernel` if that is one for its matrix and so many tokens."""
     product: Product | None = None
-    projection = unpacked(projection)
     if kernel is not None and isinstance(projection, Fp8Projection):
         activations = projection.rows(activations)
         sums = _product(activations.values, projection.weight, kernel)
@@ -70,21 +67,23 @@ def fastest_products(blocks: Sequence[BlockProjections], tokens: int) -> Product
 
 def fastest_product(alike: Sequence[Projection], tokens: int) -> str | None:
     """The fastest kernel of one product, of which `alike` are those of several blocks."""
-    matrices = [projection for projection in map(unpacked, alike) if _has_choice(projection)]
-    if len(matrices) < len(alike):
+    outlines = [found for projection in alike if (found := _outline(projection)) is not None]
+    if len(outlines) < len(alike):
         return None
-    weight = matrices[0].weight
+    weight = outlines[0]
     candidates = _candidates(weight, tokens)
     if len(candidates) == 1:
         return None
     question = f"product of {tokens} tokens, {weight.shape[1]} to {weight.shape[0]}, {weight.dtype}"
-    measure = partial(product_times_ms, matrices, tokens)
+    measure = partial(product_times_ms, alike, tokens)
     chosen = kernel_choices().choose(question, candidates, measure, weight.device)
     return None if chosen == USUAL else chosen
 
 
-def product_times_ms(alike: Sequence[_Matrix], tokens: int) -> dict[str, float]:
+def product_times_ms(alike: Sequence[Projection], tokens: int) -> dict[str, float]:
     """The time under load, of all of `alike` together, of each kernel that works and is near the fastest, in ms.
+
+    Those in four bits are unpacked before: that takes the same time whatever multiplies.
 
     One that computes something else than the projection is left out, which is logged: what some settings of the library
     mean is not documented.
@@ -93,18 +92,20 @@ def product_times_ms(alike: Sequence[_Matrix], tokens: int) -> dict[str, float]:
         torch.OutOfMemoryError: there is no room to measure.
         GaveWayError: somebody waits.
     """
-    weight = alike[0].weight
-    activations = alike[0].read(torch.randn(1, tokens, weight.shape[1], device=weight.device))
-    expected = _some_rows(alike[0](activations))
+    matrices = [unpacked(projection) for projection in alike]
+    first, weight = matrices[0], _outline(matrices[0])
+    assert weight is not None, "there is a choice"
+    activations = first.read(torch.randn(1, tokens, weight.shape[1], device=weight.device))
+    expected = _some_rows(first(activations))
     runs = {
-        kernel: partial(_all_multiplied, alike, activations, None if kernel == USUAL else kernel)
+        kernel: partial(_all_multiplied, matrices, activations, None if kernel == USUAL else kernel)
         for kernel in _candidates(weight, tokens)
-        if kernel == USUAL or _agrees(alike[0], activations, kernel, expected)
+        if kernel == USUAL or _agrees(first, activations, kernel, expected)
     }
     return in_turns_ms(runs, weight.device)
 
 
-def _agrees(projection: _Matrix, activations: Activations, kernel: str, expected: torch.Tensor) -> bool:
+def _agrees(projection: Projection, activations: Activations, kernel: str, expected: torch.Tensor) -> bool:
     """Whether `kernel` computes what the projection does, of which `expected` are some rows."""
     give_way()
     found = attempt(
@@ -124,13 +125,14 @@ def _some_rows(product: Product) -> torch.Tensor:
     return rows[:: max(1, len(rows) // _COMPARED_ROWS)].float()
 
 
-def _has_choice(projection: Projection) -> TypeGuard[_Matrix]:
-    """Other kernels add FP8 up as fast as they can."""
-    fast = isinstance(projection, Fp8Projection) and projection.fast_accumulation
-    return fast or isinstance(projection, PlainProjection)
+def _outline(projection: Projection) -> torch.Tensor | None:
+    """As `four_bits.outline` has it, and of FP8; None where there is no choice. Other kernels add FP8 up fast."""
+    if isinstance(projection, Fp8Projection):
+        return projection.weight if projection.fast_accumulation else None
+    return outline(projection)
 
 
-def _all_multiplied(alike: Sequence[_Matrix], activations: Activations, kernel: str | None) -> None:
+def _all_multiplied(alike: Sequence[Projection], activations: Activations, kernel: str | None) -> None:
     for projection in alike:
         multiplied(projection, activations, kernel)
 

@@ -6,7 +6,7 @@ one product below each other as it reads them (`fused_names`), so that fusing th
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
@@ -38,12 +38,15 @@ class Projection(Protocol):
     """A linear map of the last axis; what it is stored and computed in is its own affair."""
 
     @property
+    @abstractmethod
     def form(self) -> torch.dtype:
         """The dtype of what the product reads; of eight bits with a scale for each row."""
 
+    @abstractmethod
     def read(self, values: torch.Tensor) -> Activations:
         """`values` (..., inputs), of any dtype, in the form in which the product reads them."""
 
+    @abstractmethod
     def __call__(self, activations: Activations) -> Product:
         """(..., inputs), in the model's dtype or as `read` answers, -> (..., outputs), maybe still to be scaled."""
 
@@ -89,7 +92,7 @@ class PackedProjection:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundedProjection(Projection, ABC):
+class RoundedProjection(Projection):
     """A matrix whose values were rounded; to what, and how it multiplies, is its kind's affair.
 
     Attributes:

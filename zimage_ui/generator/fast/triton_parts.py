@@ -18,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
+from zimage_ui.generator.fast.four_bits import RUN, Nf4Projection
 from zimage_ui.generator.fast.parts import Heads
-from zimage_ui.generator.fast.projections import Projection
+from zimage_ui.generator.fast.projections import PlainProjection, Projection
 from zimage_ui.generator.fast.quantised_rows import LIMITS, SMALLEST, Activations, Product, QuantisedRows, ScaledProduct
 
 FP8 = torch.float8_e4m3fn
@@ -29,6 +30,8 @@ LEAST = tl.constexpr(SMALLEST)
 # Warps of a program that holds a row.
 _ROW_WARPS, _HIDDEN_WARPS = 8, 16
 _GATE_BLOCK = 2048
+# Runs of a matrix in four bits, of 64 values each, that a program unpacks.
+_RUNS = 32
 
 
 @triton.jit
@@ -237,6 +240,25 @@ def _round(values: tl.tensor, target: tl.tensor, scales: tl.tensor, WIDTH: tl.co
     _write(exact, target, scales, row, columns, mask, WIDTH, True)
 
 
+@triton.jit
+def _unpack(
+    packed: tl.tensor,
+    scales: tl.tensor,
+    levels: tl.tensor,
+    target: tl.tensor,
+    runs: int,
+    RUNS: tl.constexpr,
+    PAIRS: tl.constexpr,
+) -> None:
+    """`RUNS` runs of a matrix in four bits, as `four_bits` packs them."""
+    run = tl.program_id(0) * RUNS + tl.arange(0, RUNS)[:, None]
+    there = run < runs
+    pairs = tl.load(packed + run * PAIRS + tl.arange(0, PAIRS)[None, :], mask=there, other=0).to(tl.int32)
+    scale = tl.load(scales + run, mask=there, other=0.0)
+    values = tl.interleave(tl.load(levels + (pairs >> 4)) * scale, tl.load(levels + (pairs & 15)) * scale)
+    tl.store(target + run * (2 * PAIRS) + tl.arange(0, 2 * PAIRS)[None, :], values, mask=there)
+
+
 def turned_heads(
     product: Product, query_norm: torch.Tensor, key_norm: torch.Tensor, eps: float, rotary: torch.Tensor
 ) -> Heads:
@@ -346,6 +368,17 @@ def gated_rows(product: torch.Tensor) -> torch.Tensor:
     grid = (product.numel() // both, triton.cdiv(width, _GATE_BLOCK))
     _gate[grid](product, hidden, WIDTH=width, BLOCK=_GATE_BLOCK, num_warps=_ROW_WARPS)
     return hidden
+
+
+def plain(projection: Projection) -> Projection:
+    """See `Parts`."""
+    if not isinstance(projection, Nf4Projection):
+        return projection
+    matrix = torch.empty(projection.extents, dtype=projection.dtype, device=projection.weight.device)
+    runs = len(projection.scales)
+    written = projection.weight, projection.scales, projection.levels, matrix
+    _unpack[(triton.cdiv(runs, _RUNS),)](*written, runs, RUNS=_RUNS, PAIRS=RUN // 2, num_warps=4)
+    return PlainProjection(matrix)
 
 
 def read(values: torch.Tensor, reader: Projection) -> Activations:
