@@ -78,7 +78,7 @@ def kernels(monkeypatch):
 
     def kernel(name):
         def run(query, key, value, tile=None):
-            asked.append(name if tile is None else f"{name} {tile}")
+            asked.append(name if tile is None else f"{name} {tile[0]}x{tile[1]}")
             return attention(query, key, value)
 
         return run

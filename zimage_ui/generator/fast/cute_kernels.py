@@ -9,7 +9,7 @@ without CUDA's toolkit, and it serves every number of tokens.
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -48,9 +48,6 @@ GATE_TILES = ("192x128", "192x128 cluster 1x2", "128x192")
 # Those of the plain product that are a match for CUDA's own library anywhere: 1088 tokens are 120 of these tiles in
 # 3840 columns, one for nearly each of an H100's 132 processors.
 PRODUCT_TILES = ("192x192",)
-# Queries and keys of FlashAttention 4's tiles, for heads of 128 on Hopper, where it takes 128 x 128 by itself. 4160
-# tokens are 26 times 160; and in tiles of 192 queries, 30 heads of them are 660, five for each of 132 processors.
-ATTENTION_TILES = {"128x160": (128, 160), "192x80": (192, 80)}
 
 
 def has_flash_attention_4(dtype: torch.dtype, device: torch.device) -> bool:
@@ -73,7 +70,7 @@ def has_tiled_product(weight: torch.Tensor) -> bool:
 
 @torch.library.custom_op("zimage_ui::flash_attention_4", mutates_args=(), device_types="cuda")
 def flash_attention_4(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: str | None = None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Softmax attention of (pictures, tokens, heads, head_dim), strided as they may be; dense in that order.
 
@@ -81,20 +78,20 @@ def flash_attention_4(
         query: of the tokens that look.
         key: of those that are looked at.
         value: of the same.
-        tile: one of `ATTENTION_TILES`; None is the library's choice. Its public function takes none, so that is the one
-            below, which another version may not have, or not so.
+        tile: queries and keys; None is the library's choice. Its public function takes none, so that is the one below,
+            which another version may not have, or not so.
     """
     from flash_attn.cute import interface
 
     if tile is None:
         attended: torch.Tensor = interface.flash_attn_func(query, key, value)[0]
     else:
-        attended = interface._flash_attn_fwd(query, key, value, tile_mn=ATTENTION_TILES[tile])[0]
+        attended = interface._flash_attn_fwd(query, key, value, tile_mn=tuple(tile))[0]
     return attended
 
 
 @flash_attention_4.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: str | None = None) -> torch.Tensor:
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tile: Sequence[int] | None = None) -> torch.Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
