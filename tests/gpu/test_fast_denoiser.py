@@ -213,6 +213,17 @@ def test_the_weights_take_their_memory_once():
     assert requested_bytes() - before < 2**20
 
 
+def given_back_bytes(size_bytes: int) -> int:
+    """How much less is allocated once memory that a second stream has used is no longer needed."""
+    block = torch.empty(size_bytes, dtype=torch.uint8, device=CUDA)
+    block.record_stream(torch.cuda.Stream())
+    before = torch.cuda.memory_allocated(CUDA)
+    del block
+    torch.cuda.synchronize()
+    torch.empty(1, device=CUDA)  # with the next request, torch looks which streams are done
+    return before - torch.cuda.memory_allocated(CUDA)
+
+
 def test_a_failed_capture_leaves_the_gpu_usable_and_the_picture_whole(half, prompt, caplog):
     class Synchronises(CudaRecorder):
         def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
@@ -228,6 +239,7 @@ def test_a_failed_capture_leaves_the_gpu_usable_and_the_picture_whole(half, prom
         assert not broken.prepare(DenoiserShape(16, 24, 64))
     assert "could not be prepared" in caplog.text
     assert torch.randn(2**20, device=CUDA).std() == pytest.approx(1, abs=0.01)
+    assert given_back_bytes(2**26) >= 2**26
     found = ours(broken, 16, 24, [prompt])
     assert distance(found, stock(half, 16, 24, [prompt])) <= 0.02
 

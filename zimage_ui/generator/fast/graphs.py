@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from typing import Generic, Protocol, TypeVar
 
@@ -65,7 +65,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may well use CUDA in the meantime, to pin memory or to read sensors
         with ExitStack() as failed:
-            failed.callback(_leave, current)
+            failed.callback(_leave, current, self._pool)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 answer = work()
             failed.pop_all()
@@ -79,15 +79,20 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _leave(current: torch.cuda.Stream) -> None:
-    """Go on with `current`: a capture that cannot be ended leaves torch on its stream, where no other shall begin.
+def _leave(current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    """Go on with `current` after a capture into `pool` that cannot be ended.
 
-    And its generator of random numbers waits for that end (torch 2.11): until it has another state, nobody gets any.
+    It leaves torch on its stream, where no other shall begin; its generator of random numbers waiting for the end, so
+    that nobody gets any (torch 2.11); and its allocator, too, which meanwhile gives back nothing that a second stream
+    has used.
     """
     torch.cuda.set_stream(current)
     _stream.cache_clear()
-    state = torch.Generator(current.device).graphsafe_get_state()
-    torch.cuda.default_generators[current.device.index].graphsafe_set_state(state)
+    place = current.device.index
+    torch.cuda.default_generators[place].graphsafe_set_state(torch.Generator(current.device).graphsafe_get_state())
+    with suppress(RuntimeError):  # it has come to that end, and the work failed for another reason
+        torch._C._cuda_endAllocateToPool(place, pool)
+        torch._C._cuda_releasePool(place, pool)
 
 
 class SharedRecorder:
