@@ -123,8 +123,9 @@ class Bench:
         return engine_parts.peak(self._work, size, self._cast, self._probe)
 
     def _measure_sizes(self) -> None:
-        names = [*self._options.beside, *self._options.players]
-        for together in [[name] for name in names] if self._options.sequential else [names]:
+        names = self._options.players
+        alone = [[name] for name in names]
+        for together in alone if self._options.sequential else [[*self._options.beside, *names]]:
             if self._options.sequential:
                 self._cast.dismiss()
             for size in self._sizes:
@@ -140,11 +141,12 @@ class Bench:
             figures = engine_parts.compare(players, size, self._options.runs, self._prompts, self._work, self._probe)
         except Exception:  # noqa: BLE001 - the next size may do
             traceback.print_exc()
-        wanted = [name for name in names if name not in self._options.beside]
-        for name, of_player in ((name, figures[name]) for name in wanted if name in figures):
-            loading = self._cast.loaded().get(name, {})
-            self._result.put(("sizes", size_name(size), name), {**of_player, "loading": loading})
-        self._turns.left_out += [f"{place}/{name}" for name in wanted if name not in figures]
+        for name in (name for name in names if name in self._options.players):
+            if name in figures:
+                loading = self._cast.loaded().get(name, {})
+                self._result.put(("sizes", size_name(size), name), {**figures[name], "loading": loading})
+            else:
+                self._turns.left_out.append(f"{place}/{name}")
 
     def _measure_steady(self) -> None:
         for mode in self._modes:
@@ -191,6 +193,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequential", action="store_true", help="one player in memory at a time; no taking turns")
     options = completed(parser.parse_args(arguments), "engine")
     options.players = options.players or list(TINY_PLAYERS if options.tiny else USUAL_PLAYERS)
+    options.beside = [name for name in options.beside if name not in options.players]
     options.sizes = options.sizes or list(TINY_SIZES if options.tiny else SIZES)
     return options
 

@@ -74,12 +74,7 @@ def compare(
     return {
         name: {
             **_figures(drawn, size, asked, work),
-            **{
-                key: figure
-                for reference in (STOCK, str(Precision.EXACT))
-                if reference in taken and reference != name
-                for key, figure in _against(drawn, taken[reference], reference).items()
-            },
+            **_against_references(name, taken),
             "in_turns_with": [other for other in able if other != name],
             **common,
         }
@@ -272,6 +267,15 @@ def _figures(drawn: Sequence[Drawn], size: Size, asked: Sequence[Prompt], work: 
 
 def _median_rate(works: Sequence[int], times_ms: Sequence[float]) -> float:
     return statistics.median(work / (ms / 1e3) / TERA for work, ms in zip(works, times_ms, strict=True))
+
+
+def _against_references(name: str, taken: Mapping[str, Sequence[Drawn]]) -> Figures:
+    """What was drawn by `name` against the stock pipeline and our exact mode, as far as they took turns with it."""
+    figures: Figures = {}
+    for reference in (STOCK, str(Precision.EXACT)):
+        if reference in taken and reference != name:
+            figures |= _against(taken[name], taken[reference], reference)
+    return figures
 
 
 def _against(drawn: Sequence[Drawn], other: Sequence[Drawn], name: str) -> Figures:

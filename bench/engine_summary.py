@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench import tables
+from bench.command import parse_size
 from bench.players import PLAYERS, STOCK
 
 Parts = Mapping[str, Any]
@@ -169,8 +171,7 @@ def _row(parts: Parts, size: str, player: str, peak_tflops: float | None) -> dic
 
 def pixels_of(size: str) -> int:
     """Of a size that is called "WIDTHxHEIGHT"."""
-    width, height = map(int, size.split("x"))
-    return width * height
+    return math.prod(parse_size(size))
 
 
 def _place(player: str) -> int:

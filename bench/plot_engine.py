@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import memory, tables
 from bench.engine_summary import pixels_of, summary, text_of
-from bench.players import STOCK
+from bench.players import MODES, STOCK
 from bench.report import RESULTS, ROOT
 from zimage_ui.request import Precision
 
@@ -72,7 +72,7 @@ def read_result(path: Path = RESULTS / "engine.json") -> dict[str, Any] | None:
         return None
     result = json.loads(path.read_text("utf-8"))
     beside = path.with_name("quality.json")
-    quality = json.loads(beside.read_text("utf-8")) if beside.is_file() else {"parts": {}, "calls": {}}
+    quality = json.loads(beside.read_text("utf-8")) if beside.is_file() else None
     # The summary anew: a run that was cut off has stored none.
     return {**result, "summary": summary(result["parts"]), "quality": quality}
 
@@ -86,7 +86,7 @@ def _sections(result: Mapping[str, Any]) -> dict[str, str]:
     rows, bars = text_of(result["summary"], markdown=True).rsplit("\n\n", 1)
     plot = f"![Time from prompt to pixels]({PLOT.name})\n\n" if result["summary"]["rows"] else ""
     calls = [_told(name, call) for name, call in result["calls"].items()]
-    quality = result.get("quality", {"parts": {}, "calls": {}})
+    quality = result.get("quality") or {"parts": {}, "calls": {}}
     lossy = [_speed_of_lossy(result["parts"].get("sizes", {})), _nearness_of_lossy(quality["parts"])]
     calls += [_told(name, call) for name, call in quality["calls"].items()]
     return {
@@ -138,7 +138,7 @@ def _nearness_of_lossy(quality: Mapping[str, Any]) -> str:
     """A table of how near pictures in the lossy modes come to exact ones of the same seeds."""
     rows = []
     for model, modes in quality.items():
-        for mode, part in sorted(modes.items(), key=lambda item: item[0] in set(Precision)):
+        for mode, part in sorted(modes.items(), key=lambda item: item[0] in MODES):  # ours last
             spread = part["spread"]
             error, ssim = (spread[name]["median"] for name in ("latents_error_pct", "ssim"))
             psnr = f"{spread['psnr_db']['median']:.1f}" if spread["psnr_db"] else "equal"

@@ -20,6 +20,11 @@ def test_everything_is_measured_unless_parts_are_named(tmp_path: Path):
     assert chosen.result == tmp_path.with_suffix(".engine.json")
 
 
+def test_whoever_is_stored_is_not_only_beside(tmp_path: Path):
+    options = engine.parse([str(tmp_path), "--players", "exact", "nf4", "--beside", "exact", "stock"])
+    assert (options.players, options.beside) == (["exact", "nf4"], ["stock"])
+
+
 def test_files_are_read_to_their_ends(tmp_path: Path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "weights").write_bytes(b"x" * (2**24 + 1))

@@ -37,8 +37,6 @@ _MAX_CAPTION_TOKENS = 512
 # Of a tile, in pixels; and the tiles are put together in three colours and a weight, in fp32.
 _TILE_SIDE = 512
 _MOSAIC_BYTES_A_PIXEL = 16
-# Beside the exact one, to be read after "a picture that is"; of others "not quite exact".
-_PICTURES = {Precision.NF4: "further from exact than in eight bits"}
 # The share of the working memory by which the reckoning may be too high.
 _UNSURE = 0.3
 # What PCIe 4.0 with 16 lanes moves from page-locked memory, bytes a second; only for the reason that people read.
@@ -266,7 +264,7 @@ class MemoryBudget:
 
         Generous: a plan that would have done and is not tried is lost for good, one that fails is remembered.
         """
-        need = memory_need(self.sizes, size, self.itemsize, pictures, self.precision)
+        need = _memory_need(self.sizes, size, self.itemsize, pictures, self.precision)
         working_bytes = need.tiled_working_bytes if plan.tiles_decode else need.working_bytes
         return need.of(plan, streamed_layers) - _UNSURE * working_bytes <= self.free_bytes
 
@@ -400,7 +398,8 @@ def _gain(
     lossy: tuple[MemoryPlan, int],
 ) -> str:
     """What `precision` would do, whose need is `other` and whose plan is `lossy`."""
-    picture = f"a picture that is {_PICTURES.get(precision, 'not quite exact')}"
+    far = precision is Precision.NF4
+    picture = f"a picture that is {'further from exact than in eight bits' if far else 'not quite exact'}"
     less = f"{_instead(other.transformer_bytes, need.transformer_bytes)}, and {picture}"
     if not lossy[0].streams_transformer:
         return f"ZIMAGE_PRECISION={precision} would keep the whole transformer on the card ({less})"

@@ -77,5 +77,5 @@ def test_a_run_of_zeros_stays_one():
 def test_pieces_are_unpacked_as_the_whole_is(noise, monkeypatch):
     weight = noise(48, 96)
     whole = Nf4Projection.of(weight).plain().weight
-    monkeypatch.setattr(four_bits, "_VALUES_AT_ONCE", 7 * RUN)
+    monkeypatch.setattr(four_bits, "VALUES_AT_ONCE", 7 * RUN)
     assert torch.equal(Nf4Projection.of(weight).plain().weight, whole)

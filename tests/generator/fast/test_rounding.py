@@ -19,7 +19,6 @@ from zimage_ui.generator.fast import four_bits, lossy_projections
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.four_bits import Nf4Projection
 from zimage_ui.generator.fast.lossy_projections import Fp8Projection, Int8Projection
-from zimage_ui.generator.fast.lossy_projections import lossy_projections as lossy
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
 from zimage_ui.generator.fast.rounding import RoundedBlocks
 from zimage_ui.generator.fast.shapes import DenoiserShape
@@ -110,19 +109,19 @@ def test_rounded_while_reading_is_rounded_afterwards_bit_for_bit(
     assert blocks is not None
     for stack in ("noise_refiner", "layers"):
         for place, block in enumerate(getattr(exact.transformer, stack)):
-            assert same(blocks.take(stack, place), lossy(block, precision))
+            assert same(blocks.take(stack, place), lossy_projections.lossy_projections(block, precision))
 
 
 def rounding_at_once(monkeypatch: pytest.MonkeyPatch, values: int) -> None:
     for module in (lossy_projections, four_bits):
-        monkeypatch.setattr(module, "_VALUES_AT_ONCE", values)
+        monkeypatch.setattr(module, "VALUES_AT_ONCE", values)
 
 
 def test_pieces_of_a_matrix_round_as_the_whole_does(precision: Precision, monkeypatch: pytest.MonkeyPatch):
-    rounding_at_once(monkeypatch, 14 * 96)
-    blocks = rounded(random_transformer().bfloat16(), precision)
-    monkeypatch.undo()
-    expected = lossy(random_transformer().bfloat16().layers[1], precision)
+    with monkeypatch.context() as in_pieces:
+        rounding_at_once(in_pieces, 14 * 96)
+        blocks = rounded(random_transformer().bfloat16(), precision)
+    expected = lossy_projections.lossy_projections(random_transformer().bfloat16().layers[1], precision)
     assert same(blocks.take("layers", 1), expected)
 
 
@@ -131,7 +130,7 @@ def test_what_tensor_cores_do_not_take_stays_as_it_is(precision: Precision):
     blocks = rounded(random_transformer(**sizes).bfloat16(), precision)
     found = blocks.take("layers", 0)
     assert [type(each) for each in found] == [KINDS[precision], KINDS[precision], PlainProjection, PlainProjection]
-    assert same(found, lossy(random_transformer(**sizes).bfloat16().layers[0], precision))
+    assert same(found, lossy_projections.lossy_projections(random_transformer(**sizes).bfloat16().layers[0], precision))
 
 
 def test_the_names_are_those_that_are_streamed(precision: Precision):
@@ -227,7 +226,7 @@ class TestStreamed:
         blocks = rounded(random_transformer(n_layers=LAYERS).bfloat16(), precision, 3)
         expected = random_transformer(n_layers=LAYERS).bfloat16().layers
         for place in spread(3, LAYERS):
-            assert same(blocks.take("layers", place), lossy(expected[place], precision))
+            assert same(blocks.take("layers", place), lossy_projections.lossy_projections(expected[place], precision))
 
     def test_a_home_holds_what_was_rounded(self, precision: Precision):
         model = random_transformer(n_layers=LAYERS).bfloat16()

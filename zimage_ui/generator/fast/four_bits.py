@@ -18,13 +18,17 @@ from typing import Self
 import torch
 from torch.nn import functional
 
-from zimage_ui.generator.fast.projections import PlainProjection, Projection, RoundedProjection, unquantised
+from zimage_ui.generator.fast.projections import (
+    VALUES_AT_ONCE,
+    PlainProjection,
+    Projection,
+    RoundedProjection,
+    unquantised,
+)
 from zimage_ui.generator.fast.quantised_rows import SMALLEST, Activations
 
 # Values with one scale.
 RUN = 64
-# Rounded, or unpacked, at once: on the way each value is there several times in fp32.
-_VALUES_AT_ONCE = 2**23
 
 
 def _nf4_levels() -> tuple[float, ...]:
@@ -78,7 +82,7 @@ class Nf4Projection(RoundedProjection):
         self.levels.copy_(torch.tensor(LEVELS))  # here: a streamed layer was laid out in host memory since it was made
         borders = torch.tensor(_BORDERS, device=matrix.device)
         begin = part * matrix.numel()
-        for piece in matrix.flatten().split(_VALUES_AT_ONCE):
+        for piece in matrix.flatten().split(VALUES_AT_ONCE):
             runs = piece.float().view(-1, RUN)
             largest = runs.abs().amax(-1).clamp(min=SMALLEST)
             numbers = torch.bucketize(runs / largest[:, None], borders, out_int32=True).view(-1, 2)
@@ -88,7 +92,7 @@ class Nf4Projection(RoundedProjection):
 
     def plain(self) -> PlainProjection:
         """The projection by the unpacked matrix: another (outputs, inputs) of memory for as long as it lives."""
-        packed, scales = self.weight.split(_VALUES_AT_ONCE // 2), self.scales.split(_VALUES_AT_ONCE // RUN)
+        packed, scales = self.weight.split(VALUES_AT_ONCE // 2), self.scales.split(VALUES_AT_ONCE // RUN)
         return PlainProjection(torch.cat(list(map(self._values, packed, scales))).view(self.extents))
 
     def __call__(self, activations: Activations) -> torch.Tensor:

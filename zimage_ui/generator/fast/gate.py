@@ -16,7 +16,7 @@ from zimage_ui.generator.fast import parts as torch_parts
 from zimage_ui.generator.fast.any_size import compiled_as_they_come
 from zimage_ui.generator.fast.choices import kernel_choices
 from zimage_ui.generator.fast.cute_kernels import GATE_TILES, has_gated_product
-from zimage_ui.generator.fast.four_bits import outline, unpacked
+from zimage_ui.generator.fast.four_bits import outline
 from zimage_ui.generator.fast.parts import Parts
 from zimage_ui.generator.fast.product_kernels import multiplied
 from zimage_ui.generator.fast.projections import BlockProjections, PlainProjection
@@ -75,7 +75,7 @@ def gate_times_ms(products: BlockProjections, tokens: int, parts: Parts, kernel:
     Raises:
         torch.OutOfMemoryError: there is no room to measure.
     """
-    gate_up = unpacked(products.gate_up)
+    gate_up = parts.plain(products.gate_up)
     assert isinstance(gate_up, PlainProjection), "quack's kernel is for plain matrices"
     products, weight = products._replace(gate_up=gate_up), gate_up.weight
     values = torch.randn(1, tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)

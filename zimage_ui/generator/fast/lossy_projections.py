@@ -30,6 +30,7 @@ from zimage_ui.generator.components import ROUNDED_MULTIPLE
 from zimage_ui.generator.fast.four_bits import Nf4Projection
 from zimage_ui.generator.fast.projections import (
     PRODUCTS,
+    VALUES_AT_ONCE,
     BlockProjections,
     PlainProjection,
     Projection,
@@ -47,9 +48,6 @@ from zimage_ui.request import Precision
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-
-# Rounded at once. On the way each value is there three times in fp32.
-_VALUES_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +219,7 @@ def unfilled(
 
 
 def _pieces(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return matrix.split(max(1, _VALUES_AT_ONCE // matrix.shape[1]))
+    return matrix.split(max(1, VALUES_AT_ONCE // matrix.shape[1]))
 
 
 def _takes(extents: Sequence[int]) -> bool:

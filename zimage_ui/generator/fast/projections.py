@@ -33,6 +33,9 @@ FUSED = tuple(names for names in PRODUCTS if len(names) > 1)
 # On a CPU packed weights stand beside the plain ones, which the stock modules still need: for small models only.
 _PACKING_LIMIT_BYTES = 2**30
 
+# Rounded at once, and unpacked. On the way each value is there three times in fp32.
+VALUES_AT_ONCE = 2**23
+
 
 class Projection(Protocol):
     """A linear map of the last axis; what it is stored and computed in is its own affair."""
