@@ -208,11 +208,12 @@ def prove(trial: Trial, cold: int, warm: int) -> Figures:
 
 
 def compare_ahead(trial: Trial, pictures: int) -> Figures:
-    """Time from picture to picture, each of a new prompt: encoded when its turn comes, and beside the one before.
+    """Times of pictures of new prompts: encoded when the turn comes, beside the picture before, and while written.
 
     Args:
         trial: what is drawn; one picture and the preparation of its shape go before.
-        pictures: how many times are taken each way.
+        pictures: how many times are taken each way: from picture to picture, and of pictures whose prompts were
+            encoded before they were asked for.
 
     Raises:
         ZImageError: it could not be loaded or drawn.
@@ -223,7 +224,8 @@ def compare_ahead(trial: Trial, pictures: int) -> Figures:
     for name in ("in_turn", "ahead"):
         figures[name] = _in_a_row(card, prompts, pictures, announce=name == "ahead")
     medians = [figures[name]["between_ms"]["median"] for name in ("in_turn", "ahead")]
-    return {**figures, "times_as_fast": round(medians[0] / medians[1], 4)}
+    written = _written(card, prompts, pictures)
+    return {**figures, "times_as_fast": round(medians[0] / medians[1], 4), "written": written}
 
 
 def broken(figures: Mapping[str, Any]) -> list[str]:
@@ -278,6 +280,26 @@ def _in_a_row(card: SmallCard, prompts: Iterator[str], count: int, *, announce: 
         "between_ms": spread([(end - begin) * 1e3 for begin, end in pairwise(ends_s)]),
         "encoded_ahead": sum(picture["encoded_ahead_ms"] > 0 for picture in pictures[1:]),
         **_summed(pictures[1:]),
+        "conditions": watch.summary(),
+    }
+
+
+def _written(card: SmallCard, prompts: Iterator[str], count: int) -> Figures:
+    """`count` pictures whose prompts were encoded while nobody asked, and how long that took."""
+    pictures, encoding_ms = [], []
+    gc.collect()
+    with closing(gpu_probe()) as probe, Watch(probe) as watch:
+        for seed in range(count):
+            prompt = next(prompts)
+            begun_s = time.monotonic()
+            while card.generator.encode_ahead(card.request(prompt, seed), wait=True):
+                pass
+            encoding_ms.append((time.monotonic() - begun_s) * 1e3)
+            pictures.append(card.draw(prompt, seed))
+    return {
+        "encoding_ms": spread(encoding_ms),
+        "encoded_ahead": sum(picture["encoded_ahead_ms"] > 0 for picture in pictures),
+        **_summed(pictures),
         "conditions": watch.summary(),
     }
 

@@ -81,7 +81,7 @@ class Sampled(Event):
         memory_plan: the plan that really made the pictures; empty when the generator has none.
         shape_warm: whether their shape had been prepared; None when the generator prepares nothing.
         precision: of the transformer's matrix products.
-        encoded_ahead_ms: what of the encoding was done beside an earlier job; not part of encode.
+        encoded_ahead_ms: what of the encoding was done before the job's turn; not part of encode.
     """
 
     nfe: int

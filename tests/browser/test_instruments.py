@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
 
+from zimage_ui.generator.base import ModelInfo, ProgressListener
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.request import GenerationRequest
 from zimage_ui.telemetry.fake import FakeProbe, fake_gpu, fake_host
@@ -136,6 +137,44 @@ def test_a_picture_of_a_size_that_nobody_had_prepared_says_so(
             expect(person.account).not_to_contain_text("size not prepared")
         finally:
             gate.set()
+
+
+class TestWhatIsStillWritten:
+    def test_it_is_encoded_when_the_writing_pauses(
+        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+    ) -> None:
+        generator = FakeGenerator(FakeScript(encode_s=0.04, encodes_ahead=True))
+        with run_studio(tmp_path, generator=generator) as studio:
+            person = visit(studio).open()
+            with person.page.expect_response("**/gradio_api/run/predict") as answer:
+                person.prompt.press_sequentially("a red boat")
+            assert answer.value.ok
+            person.page.reload()  # what was written comes back, and is announced anew
+            with person.page.expect_response("**/gradio_api/run/predict"):
+                person.until_ready()
+            expect(person.prompt).to_have_value("a red boat")
+            person.generate.click()
+            expect(person.account).to_contain_text("prompt encoded ahead, 40 ms")
+            assert len(studio.services.jobs.board.recent(9)) == 1
+
+    def test_where_nothing_is_gained_nothing_is_sent(
+        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+    ) -> None:
+        class Resident(FakeGenerator):
+            def load(self, progress: ProgressListener) -> ModelInfo:
+                self._info = replace(super().load(progress), memory_plan="resident")
+                return self._info
+
+        with run_studio(tmp_path, generator=Resident()) as studio:
+            person = visit(studio)
+            person.page.clock.install()
+            person.open()
+            expect(person.page.locator("zi-model")).to_contain_text("resident")
+            person.prompt.press_sequentially("a red boat")
+            person.page.clock.fast_forward(10_000)
+            person.generate.click()
+            expect(person.account.locator(".zi-prompt-line")).to_have_text("a red boat")
+            assert sum(url.endswith("/run/predict") for url in person.requests) == 1  # Generate's own
 
 
 def test_a_prompt_that_was_encoded_ahead_says_so(tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:

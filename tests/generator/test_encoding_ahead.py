@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from zimage_ui.errors import DeviceMemoryError
+from zimage_ui.generator import encoding_ahead
 from zimage_ui.generator.base import SILENT, GenerationListener
+from zimage_ui.generator.clock import HostStopwatch
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.embedding_cache import EmbeddingCache
 from zimage_ui.generator.encoding import PromptEncoder, with_layers, without_last_layer
@@ -120,6 +122,21 @@ def test_it_ends_and_says_so(encoder, ahead):
     assert embedding.ahead_ms() == embedding.elapsed_ms()
     assert not encoder.encode_ahead(PROMPT)  # it is cached
     assert ahead.take(PROMPT) is None
+
+
+def test_whoever_has_the_time_waits_for_each_piece(encoder, monkeypatch):
+    asked = []
+
+    class Watched(HostStopwatch):
+        def elapsed_ms(self) -> float:
+            asked.append(self)
+            return super().elapsed_ms()
+
+    monkeypatch.setattr(encoding_ahead, "stopwatch", lambda device: Watched())
+    assert encoder.encode_ahead(PROMPT)
+    assert asked == []
+    assert encoder.encode_ahead(PROMPT, wait=True)
+    assert len(asked) == 1
 
 
 def test_all_its_work_is_beside(encoder, lane):

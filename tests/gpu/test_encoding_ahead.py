@@ -93,6 +93,32 @@ def test_its_memory_is_taken_once(away):
     assert len(set(reserved[2:])) == 1
 
 
+@pytest.mark.parametrize("pieces", range(4))
+def test_while_nobody_asks_it_is_done_piece_by_piece_and_waited_for(away, pieces):
+    following = asked("a red boat")
+    alone, _ = draw(away, following)
+    away.forget_prompts()
+    for _ in range(pieces):
+        assert away.encode_ahead(following, wait=True)
+        assert away._ahead._lane._stream.query()  # nothing is left to do
+    after, result = draw(away, following)
+    assert after == alone
+    assert (result.encoded_ahead_ms > 0) == (pieces > 0)
+
+
+def test_a_shape_is_prepared_right_after_a_prompt_was_begun(away):
+    following = asked("a red boat")
+    alone, _ = draw(away, following)
+    away.forget_prompts()
+    assert away.encode_ahead(following)
+    assert away.prepare(512, 512, 32)
+    after, result = draw(away, following)
+    away.forget_prompts()
+    assert after == draw(away, following)[0]
+    assert result.encoded_ahead_ms > 0
+    assert alone
+
+
 def test_a_cancelled_job_leaves_what_was_begun(away):
     following, cancel = asked("a red boat"), threading.Event()
     alone, _ = draw(away, following)

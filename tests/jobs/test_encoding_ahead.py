@@ -1,10 +1,15 @@
-"""While a job is drawn, the prompt of whoever comes next is encoded, as the queue stands at that moment."""
+"""While a job is drawn or nobody asks, the prompt of whoever comes next is encoded, as things stand at that moment."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.jobs.conftest import OpenRoom, Room
+from zimage_ui.generator.base import ShapeState
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
 from zimage_ui.request import GenerationRequest
@@ -16,10 +21,18 @@ class Ahead(FakeGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.asked: list[str] = []
+        self.waits: list[bool] = []
+        self.at_piece: Callable[[], object] = lambda: None
+        self.done = threading.Event()
 
-    def encode_ahead(self, request: GenerationRequest) -> bool:
+    def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
         self.asked.append(request.prompt)
-        return super().encode_ahead(request)
+        self.waits.append(wait)
+        self.at_piece()
+        is_done = super().encode_ahead(request, wait=wait)
+        if not is_done:
+            self.done.set()
+        return is_done
 
 
 @pytest.fixture
@@ -61,3 +74,73 @@ def test_the_next_is_who_has_the_next_turn(room: Room) -> None:
     room.let_go()
     assert room.end(newcomer).encoded_ahead_ms == 3.0
     assert room.generator.asked[0] == "bob's first"
+
+
+def drafted(prompt: str) -> GenerationRequest:
+    return GenerationRequest(prompt=prompt, width=64, height=64, num_inference_steps=2)
+
+
+class TestWhatIsStillWritten:
+    def test_it_is_encoded_while_nobody_asks(self, room: Room) -> None:
+        room.service.announce(drafted("a boat at sea"))
+        assert room.generator.done.wait(30)
+        record = room.make("a boat at sea")
+        assert (record.encoded_ahead_ms, record.embedding_cache_hit) == (3.0, False)
+        assert room.generator.asked == ["a boat at sea"] * 2
+        assert room.generator.waits == [True] * 2  # a job that comes waits for one piece at most
+
+    def test_it_may_be_announced_before_the_model_is_there(self, open_room: OpenRoom) -> None:
+        room = open_room(Ahead(FakeScript(encode_s=0.003, encodes_ahead=True)), start=False)
+        room.service.announce(drafted("a boat"))
+        room.service.start()
+        assert room.generator.done.wait(30)
+        assert room.make("a boat").encoded_ahead_ms == 3.0
+
+    def test_a_newer_text_takes_its_place_after_one_piece(self, room: Room) -> None:
+        room.generator.at_piece = lambda: len(room.generator.asked) == 1 and room.service.announce(drafted("a boat at"))
+        room.service.announce(drafted("a boat"))
+        assert room.generator.done.wait(30)
+        assert room.generator.asked == ["a boat", "a boat at", "a boat at"]
+
+    def test_a_job_that_comes_waits_for_one_piece_and_the_rest_is_done_beside_it(self, room: Room) -> None:
+        room.generator.at_piece = lambda: len(room.generator.asked) == 1 and room.submit("first")
+        room.service.announce(drafted("a boat"))
+        assert room.generator.done.wait(30)
+        assert room.generator.waits == [True, False]  # beside its only step but the last
+        assert room.make("a boat").encoded_ahead_ms == 3.0
+
+    def test_beside_a_job_whoever_waits_comes_first(self, room: Room) -> None:
+        first = room.running(prompt="first", num_inference_steps=5)
+        second = room.submit("second")
+        room.service.announce(drafted("a boat"))
+        room.let_go()
+        assert room.end(first).encoded_ahead_ms == 0.0
+        assert room.end(second).encoded_ahead_ms == 3.0
+        assert room.generator.asked[:5] == ["second", "second", "a boat", "second", "a boat"]
+        assert room.make("a boat").encoded_ahead_ms == 3.0
+
+    def test_preparing_gives_way_to_it_and_goes_on(self, open_room: OpenRoom) -> None:
+        log: list[str] = []
+
+        class Preparing(Ahead):
+            def prepare_next(self, *arguments: Any) -> bool:
+                is_left = super().prepare_next(*arguments)
+                log.append("piece" if is_left else "prepared")
+                if len(log) == 1:
+                    room.service.announce(drafted("a boat"))
+                return is_left
+
+        generator = Preparing(FakeScript(prepare_s=0.0, encodes_ahead=True))
+        generator.at_piece = lambda: log.append("encoded")
+        room = open_room(generator, start=False, idle_after_s=0.0)
+        room.service.start()
+        states = lambda: {shape.state for shape in room.service.board.shapes}  # noqa: E731
+        room.wait_until(lambda: states() == {ShapeState.WARM})
+        assert log[:4] == ["piece", "encoded", "encoded", "piece"]
+
+    def test_where_nothing_is_encoded_ahead_it_is_forgotten(self, open_room: OpenRoom) -> None:
+        room = open_room(Ahead())
+        room.service.announce(drafted("a boat"))
+        assert room.generator.done.wait(30)
+        assert room.make("a boat").encoded_ahead_ms == 0.0
+        assert room.generator.asked == ["a boat"]

@@ -158,21 +158,24 @@ def test_a_cancelled_job_is_not_kept_and_a_kept_one_not_cancelled():
     assert not kept.cancel.is_set()
 
 
-class TestStayingEmpty:
+class TestStayingQuiet:
     def test_it_is_so_while_nobody_waits(self):
         queue = JobQueue(2)
         assert queue.stays_empty()
-        assert queue.stays_empty(0.01)
+        assert queue.stays_quiet(0.01)
         queue.put(job("a1"))
         assert not queue.stays_empty()
-        assert not queue.stays_empty(60)
+        assert not queue.stays_quiet(60)
         queue.take()
         assert queue.stays_empty()
+        assert queue.stays_quiet()
 
-    @pytest.mark.parametrize("end", [lambda queue: queue.put(job("a1")), lambda queue: queue.close()])
-    def test_a_job_or_the_end_is_not_waited_out(self, end):
+    @pytest.mark.parametrize("end", [
+        lambda queue: queue.put(job("a1")), lambda queue: queue.close(), lambda queue: queue.announce(REQUEST),
+    ])  # fmt: skip
+    def test_a_job_a_draft_or_the_end_is_not_waited_out(self, end):
         queue, answers = JobQueue(2), []
-        looking = threading.Thread(target=lambda: answers.append(queue.stays_empty(60)))
+        looking = threading.Thread(target=lambda: answers.append(queue.stays_quiet(60)))
         looking.start()
         end(queue)
         looking.join(10)
@@ -182,3 +185,41 @@ class TestStayingEmpty:
         queue = JobQueue(2)
         queue.close()
         assert not queue.stays_empty()
+        assert not queue.stays_quiet()
+
+
+class TestWhatIsAnnounced:
+    def test_it_takes_no_place_and_no_turn(self):
+        queue = filled("a1", capacity=1)
+        queue.announce(REQUEST)
+        assert (len(queue), queue.order(), queue.announced) == (1, ("a1",), REQUEST)
+        assert queue.wait()  # the job comes first
+        assert taken(queue) == "a1"
+        assert not queue.wait()
+        assert queue.stays_empty()
+
+    def test_the_newest_counts_and_stays_when_an_older_one_is_done_with(self):
+        queue, newer = JobQueue(1), GenerationRequest(prompt="a boat at sea")
+        queue.announce(REQUEST)
+        queue.announce(newer)
+        queue.done_with(REQUEST)
+        assert queue.announced is newer
+        queue.done_with(newer)
+        assert queue.announced is None
+        assert queue.stays_quiet()
+
+    @pytest.mark.parametrize(
+        ("end", "answer"),
+        [
+            (lambda queue: queue.put(job("a1")), True),
+            (lambda queue: queue.close(), True),
+            (lambda queue: queue.announce(REQUEST), False),
+        ],
+    )
+    def test_whoever_waits_hears_what_it_is(self, end, answer):
+        queue, answers = JobQueue(2), []
+        looking = threading.Thread(target=lambda: answers.append(queue.wait()))
+        looking.start()
+        end(queue)
+        looking.join(10)
+        assert answers == [answer]

@@ -206,7 +206,7 @@ class GenerationResult:
         memory_plan: the plan that really made it (a smaller one after running out of memory).
         shape_warm: whether its shape had been prepared; None on a device that prepares nothing.
         precision: of the transformer's matrix products.
-        encoded_ahead_ms: what of the encoding was done beside an earlier job (`encode_ahead`); not part of encode.
+        encoded_ahead_ms: what of the encoding was done before the request's turn (`encode_ahead`); not part of encode.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -290,11 +290,16 @@ class Generator(Protocol):
             GenerationError: anything else that went wrong while making it.
         """
 
-    def encode_ahead(self, request: GenerationRequest) -> bool:
-        """Do one short piece of encoding the prompt of `request`, which waits, beside the step that is computed now.
+    def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
+        """Do one short piece of encoding the prompt of `request`, which waits or is still being written.
 
-        To be called by the listener of the `generate` under way, from `step_done`. It never raises: what fails is the
-        request's own to tell.
+        To be called by the listener of the `generate` under way, from `step_done`, so that it is done beside the step
+        that is computed then; or by whoever has nothing else to do. It never raises: what fails is the request's own
+        to tell.
+
+        Args:
+            request: whose prompts count, the negative one too if it is used.
+            wait: for the piece to be done, so that no work is under way but that one when a request comes.
 
         Returns:
             Whether something was done; False where it would bring nothing, and when nothing is left to do.

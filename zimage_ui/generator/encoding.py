@@ -82,8 +82,8 @@ def with_layers(text_encoder: Qwen3Model, begin: int, end: int) -> Qwen3Model:
 class BegunPrompts(Protocol):
     """Prompts whose encoding begins before they are asked for (`encoding_ahead.PromptsAhead`)."""
 
-    def advance(self, prompt: str) -> bool:
-        """Do a short piece of `prompt`; False when nothing is left to do."""
+    def advance(self, prompt: str, *, wait: bool) -> bool:
+        """Do a short piece of `prompt`, and `wait` for it or not; False when nothing is left to do."""
 
     def take(self, prompt: str) -> PromptEmbedding | None:
         """The embedding of `prompt`, finished; None if it was not begun."""
@@ -118,13 +118,13 @@ class PromptEncoder:
         key = self._key(prompt)
         return self._cache.get(key, lambda: self._compute(key.prompt))
 
-    def encode_ahead(self, prompt: str) -> bool:
+    def encode_ahead(self, prompt: str, *, wait: bool = False) -> bool:
         """Do a short piece of encoding `prompt`, beside what runs on the device; False when nothing is left to do."""
         key = self._key(prompt)
         if self._ahead is None or key in self._cache:
             return False
         with self._encoding:
-            return self._ahead.advance(key.prompt)
+            return self._ahead.advance(key.prompt, wait=wait)
 
     def _key(self, prompt: str) -> EmbeddingKey:
         parts = self._components

@@ -1,4 +1,4 @@
-"""Encoding the prompt of a job that waits, while the steps of the present one are computed.
+"""Encoding the prompt of a job that waits, beside the steps of the present one, or one that is still being written.
 
 Worth its while only where the text encoder lives in host memory. There a new prompt costs one pass of 7 GB over the bus
 (0.2 s on an H100, more with slower buses), in which the device computes next to nothing; and while steps are computed,
@@ -10,6 +10,10 @@ enqueues some layers on a second stream and goes back to waiting. No graph is re
 memory and must not run side by side), and the layers are the stock ones, which a job whose encoder is away would run
 itself: the same bits come out. A cancelled job leaves a few layers under way behind it, and a job that comes before its
 prompt is done goes on with it where it stands.
+
+While no job is there, the same pieces are done one after the other of what somebody writes, as soon as the writing
+pauses. Each is waited for: a job that comes then shares the bus with one piece at most, and a piece is all that is done
+in vain when the text changes.
 """
 
 from __future__ import annotations
@@ -120,8 +124,8 @@ class PromptsAhead:
         self._squeezed = 0
         self._has_failed = False
 
-    def advance(self, prompt: str) -> bool:
-        """Do the next piece of `prompt`; another one that is under way is given up.
+    def advance(self, prompt: str, *, wait: bool = False) -> bool:
+        """Do the next piece of `prompt`, and `wait` for it or not; another prompt that is under way is given up.
 
         A failure is logged, and nothing is done ahead any more: whatever it was, the job itself will tell.
 
@@ -130,7 +134,8 @@ class PromptsAhead:
         """
         if self._has_failed or prompt in self._done or not self._finds_room():
             return False
-        self._has_failed = attempt(partial(self._advance, prompt), "no prompt is encoded ahead any more") is None
+        advance = partial(self._advance, prompt, wait=wait)
+        self._has_failed = attempt(advance, "no prompt is encoded ahead any more") is None
         if self._has_failed:
             self._under_way = None
         return not self._has_failed
@@ -159,11 +164,13 @@ class PromptsAhead:
         self._under_way = None
         self._has_room = False
 
-    def _advance(self, prompt: str) -> bool:
+    def _advance(self, prompt: str, *, wait: bool) -> bool:
         under_way = self._under_way
         if under_way is None or under_way.prompt != prompt:
             under_way = self._under_way = self._begin(prompt)
         self._run_piece(under_way)
+        if wait:
+            under_way.watches[-1].elapsed_ms()
         if not under_way.left:
             self._under_way = None
             self._done[prompt] = self._finished(under_way, under_way.watches)

@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 class _Prompts:
     """What the text encoder made for one request; `negative` only with guidance.
 
-    `ahead_ms` asks for what of it was done beside an earlier job, once the device has done all of it.
+    `ahead_ms` asks for what of it was done before the job's turn, once the device has done all of it.
     """
 
     positive: torch.Tensor
@@ -265,12 +265,12 @@ class Engine:
         """Empty the prompt-embedding cache and its counts."""
         self._cache.reset()
 
-    def encode_ahead(self, request: GenerationRequest) -> bool:
+    def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
         """Do a short piece of encoding what `request` says, beside the step under way; as `Generator.encode_ahead`."""
         if not self._residence.visits_unnoticed:
             return False
         prompts = [request.prompt] if request.guidance_scale == 0.0 else [request.prompt, request.negative_prompt]
-        return any(self._encoder.encode_ahead(prompt) for prompt in prompts)  # the first that is not done
+        return any(self._encoder.encode_ahead(prompt, wait=wait) for prompt in prompts)  # the first that is not done
 
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event

@@ -209,7 +209,7 @@ class FakeGenerator:
             encoded_ahead_ms=script.encode_s * 1e3 if ahead else 0.0,
         )
 
-    def encode_ahead(self, request: GenerationRequest) -> bool:
+    def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
         """Pretend to encode the prompt of `request`, in one piece that takes no time."""
         if not self.script.encodes_ahead or request.prompt in self._ahead or request.prompt in self._cache:
             return False

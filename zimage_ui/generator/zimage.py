@@ -158,10 +158,10 @@ class ZImageGenerator:
         self._preparation.interrupt()
         return engine.generate(request, listener, cancel or threading.Event())
 
-    def encode_ahead(self, request: GenerationRequest) -> bool:
+    def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
         """Do one short piece of encoding the prompt of `request`, where the text encoder lives in host memory."""
         engine = self._engine
-        return engine is not None and engine.encode_ahead(request)
+        return engine is not None and engine.encode_ahead(request, wait=wait)
 
     def cache_stats(self) -> CacheStats:
         """The prompt-embedding cache so far."""

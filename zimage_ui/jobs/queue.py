@@ -2,7 +2,8 @@
 
 Clients take turns; within one client it is first come, first served. Whoever was served last goes behind everybody who
 waits, newcomers too, so one person's thirty pictures delay another's single one by one picture at most.
-It knows jobs and nothing of what becomes of them.
+It knows jobs and nothing of what becomes of them. Beside the line stands what somebody is still writing: the newest
+such request, which takes no place and is nobody's turn.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class JobQueue:
         self._served = ""
         self._length = 0
         self._closed = False
+        self._announced: GenerationRequest | None = None
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -87,10 +89,33 @@ class JobQueue:
             self._length += 1
             self._changed.notify()
 
+    def announce(self, request: GenerationRequest) -> None:
+        """Say that somebody may soon ask for `request`; only the newest is kept."""
+        with self._changed:
+            self._announced = request
+            self._changed.notify()
+
+    @property
+    def announced(self) -> GenerationRequest | None:
+        """What was announced last, unless it is done with."""
+        return self._announced
+
+    def done_with(self, announced: GenerationRequest) -> None:
+        """Drop what was announced; a newer one stays."""
+        with self._changed:
+            if self._announced is announced:
+                self._announced = None
+
+    def wait(self) -> bool:
+        """Until `take` would answer at once (True), or something is announced (False)."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_wanted or self._announced is not None)
+            return self._is_wanted
+
     def take(self) -> Job | None:
         """Wait for the next job and take it out; None when the queue is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._length)
+            self._changed.wait_for(lambda: self._is_wanted)
             if self._closed:
                 return None
             client, lane = next(iter(self._lanes.items()))
@@ -105,10 +130,15 @@ class JobQueue:
             lane = next(iter(self._lanes.values()), None)
             return lane[0] if lane else None
 
-    def stays_empty(self, for_s: float = 0.0) -> bool:
-        """Whether no job waits and none comes within `for_s` seconds; False when the queue is closed."""
+    def stays_empty(self) -> bool:
+        """Whether no job waits; False when the queue is closed."""
         with self._changed:
-            return not self._changed.wait_for(lambda: self._closed or self._length, for_s)
+            return not self._is_wanted
+
+    def stays_quiet(self, for_s: float = 0.0) -> bool:
+        """Whether for `for_s` seconds no job waits and nothing is announced; False when the queue is closed."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._is_wanted or self._announced is not None, for_s)
 
     def remove(self, job_id: str) -> bool:
         """Take one waiting job out; False when it does not wait here."""
@@ -141,6 +171,10 @@ class JobQueue:
             self._length = 0
             self._changed.notify_all()
             return left
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self._closed or self._length > 0
 
     def _leave(self, client: str, *, turn_over: bool = True) -> None:
         """One job of `client` is gone from its lane."""

@@ -115,6 +115,13 @@ class JobService:
         assert record is not None, "a board keeps more jobs than can end in this instant"
         return record
 
+    def announce(self, request: GenerationRequest) -> None:
+        """Say that somebody is writing `request` and may soon submit it: its prompt may be encoded meanwhile.
+
+        Only the newest counts, nothing is told of it, and a picture of it is made no other way than by `submit`.
+        """
+        self._queue.announce(request)
+
     def cancel(self, job_id: str) -> bool:
         """Cancel a job: a waiting one at once, a running one within one sampling step or when its decode ends.
 

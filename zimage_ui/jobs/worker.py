@@ -1,7 +1,8 @@
 """The one thread that owns the GPU: loads the model, warms it up, then takes jobs until the queue is closed.
 
 While no job waits it prepares further shapes, a short piece at a time; a job that comes waits for one at the most.
-While one does, its prompt is encoded beside the steps of the present job, where the generator gains by that.
+While one does, its prompt is encoded beside the steps of the present job, where the generator gains by that; and what
+somebody is still writing, whenever no job would wait for it.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Worker:
             lost = self._use_idle_time()
             if lost is not None:
                 return lost
+            if not self._queue.wait():
+                continue
             job = self._queue.take()
             if job is None:
                 return None
@@ -114,12 +117,17 @@ class Worker:
             self._publish_shapes()
 
     def _use_idle_time(self) -> DeviceLostError | None:
-        """Prepare until a job waits, the queue is closed or nothing is left to do; the error if the device is lost."""
-        if not self._queue.stays_empty(self._idle_after_s):
+        """Encode what is announced, then prepare until that is wanted again, a job waits or nothing is left to do.
+
+        Returns:
+            The error if the device is lost.
+        """
+        self._encode_announced()
+        if not self._queue.stays_quiet(self._idle_after_s):
             return None
         try:
             with in_one_tree():
-                while not self._somebody_waits() and self._generator.prepare_next(
+                while self._queue.stays_quiet() and self._generator.prepare_next(
                     self._board.publish_shapes, self._somebody_waits
                 ):
                     pass
@@ -154,10 +162,24 @@ class Worker:
         return None
 
     def _encode_next(self) -> None:
-        """A step is computed: use the wait for whoever comes next, as things stand now."""
+        """A step is computed: use the wait for whoever comes next, as things stand now, or for who is writing."""
         waiting = self._queue.peek()
-        if waiting is not None:
-            self._generator.encode_ahead(waiting.request)
+        if waiting is None or not self._generator.encode_ahead(waiting.request):
+            self._encode_piece_of_announced()
+
+    def _encode_announced(self) -> None:
+        """Nothing is computed: encode what somebody is writing, unless a job waits."""
+        while not self._somebody_waits() and self._encode_piece_of_announced(wait=True):
+            pass
+
+    def _encode_piece_of_announced(self, *, wait: bool = False) -> bool:
+        """Do a piece of it; False when nothing is announced."""
+        announced = self._queue.announced
+        if announced is None:
+            return False
+        if not self._generator.encode_ahead(announced, wait=wait):
+            self._queue.done_with(announced)
+        return True
 
     def _hand_over(self, job: Job, result: GenerationResult, *, begun_at_s: float, made_at_s: float) -> None:
         model = self._generator.info

@@ -8,6 +8,8 @@ import { clearMistakes, mistake, toast } from "./toasts.js";
 
 const FORM_KEY = "zimage.form";
 const CLIENT_KEY = "zimage.client";
+const ENCODED = new Set(["prompt", "negative", "guidance"]); // what the encoding of a prompt depends on
+const PAUSE_MS = 300; // in writing
 const IN_COMPOSITION = 229; // keyCode of keys that go to an input method, where isComposing comes too late
 const UNKNOWN = "unknown";
 const KEPT_BY_PROFILE = new Set(["steps", "guidance", "size"]);
@@ -17,6 +19,7 @@ const page = (globalThis.zimage ??= {});
 const remembered = { byProfile: {}, ...readJson(FORM_KEY) };
 const pendingValues = new Map(); // what the next `form` event is to put into the form
 let filled = false;
+let pause = 0; // the timer of one
 let trial = ""; // of an example that was clicked: "filling" the form, then "asked" until the server answers
 
 // ---- values --------------------------------------------------------------------------------------------------------
@@ -121,6 +124,18 @@ function adapt() {
     guidance: recall("guidance") ?? next.guidance_scale,
   });
   document.documentElement.toggleAttribute("data-zi-guided", next.takes_negative_prompt);
+  announceSoon();
+}
+
+function announce() {
+  if (state.connection === "open") page.announce?.();
+}
+
+/** Encoding takes longer where the text encoder has no room on the device: it may begin when the writing pauses. */
+function announceSoon() {
+  clearTimeout(pause);
+  const plan = model()?.memory_plan;
+  if (plan && plan !== "resident" && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
 }
 
 // ---- what Gradio calls ---------------------------------------------------------------------------------------------
@@ -148,10 +163,13 @@ page.filled = () => {
 };
 
 page.remember = (name, value) => {
-  if (filled) remember(name, value);
+  if (!filled) return;
+  remember(name, value);
+  if (ENCODED.has(name)) announceSoon();
 };
 
 page.submitting = (values) => {
+  clearTimeout(pause);
   select(null);
   clearMistakes();
   return [...values.slice(0, -1), JSON.stringify({ client: clientId() })];
