@@ -125,15 +125,15 @@ class SmallCard:
         width, height = self._size
         return GenerationRequest(prompt=prompt, width=width, height=height, num_inference_steps=STEPS, seed=seed)
 
-    def prepare(self) -> Figures:
-        """Prepare the shape of the last picture, as the worker does while nobody waits.
+    def prepare(self, *, all_shapes: bool = False) -> Figures:
+        """Prepare the shape of the last picture, or all that are left, as the worker does while nobody waits.
 
         Returns:
-            Whether it is prepared now (None where nothing is prepared), how long that took, and the peaks of memory.
+            Whether that shape is prepared now (None where nothing is prepared), how long that took, and the peaks of memory.
         """
         start_counting(self._device)
         begun_s = time.monotonic()
-        while self.generator.prepare_next(lambda _: None) and self._is(ShapeState.PREPARING):
+        while self.generator.prepare_next(lambda _: None) and (all_shapes or self._is(ShapeState.PREPARING)):
             pass
         seconds = round(time.monotonic() - begun_s, 2)
         prepared = self._is(ShapeState.WARM) if self.generator.shapes() else None
@@ -211,7 +211,7 @@ def compare_ahead(trial: Trial, pictures: int) -> Figures:
     """Times of pictures of new prompts: encoded when the turn comes, beside the picture before, and while written.
 
     Args:
-        trial: what is drawn; one picture and the preparation of its shape go before.
+        trial: what is drawn; one picture and the preparation of all shapes go before, whose memory is what is left.
         pictures: how many times are taken each way: from picture to picture, and of pictures whose prompts were
             encoded before they were asked for.
 
@@ -220,7 +220,7 @@ def compare_ahead(trial: Trial, pictures: int) -> Figures:
     """
     card, prompts = SmallCard(trial), _texts(trial.folder)
     card.draw(next(prompts), seed=0)
-    figures: Figures = {**card.told, "size": size_name(trial.size), "preparing": card.prepare()}
+    figures: Figures = {**card.told, "size": size_name(trial.size), "preparing": card.prepare(all_shapes=True)}
     for name in ("in_turn", "ahead"):
         figures[name] = _in_a_row(card, prompts, pictures, announce=name == "ahead")
     medians = [figures[name]["between_ms"]["median"] for name in ("in_turn", "ahead")]

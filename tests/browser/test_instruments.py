@@ -16,7 +16,7 @@ from zimage_ui.telemetry.fake import FakeProbe, fake_gpu, fake_host
 from zimage_ui.telemetry.probe import GpuReading, Snapshot
 
 if TYPE_CHECKING:
-    from tests.browser.conftest import StudioMaker, Visiting
+    from tests.browser.conftest import StudioMaker, Visit, Visiting
 
 
 def reading(*gpus: GpuReading, note: str = "") -> FakeProbe:
@@ -140,22 +140,33 @@ def test_a_picture_of_a_size_that_nobody_had_prepared_says_so(
 
 
 class TestWhatIsStillWritten:
+    """Announced when the writing pauses for 0.3 s; the browser's clock is the test's own where that is what matters."""
+
     def test_it_is_encoded_when_the_writing_pauses(
         self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
     ) -> None:
         generator = FakeGenerator(FakeScript(encode_s=0.04, encodes_ahead=True))
         with run_studio(tmp_path, generator=generator) as studio:
             person = visit(studio).open()
-            with person.page.expect_response("**/gradio_api/run/predict") as answer:
+            with person.page.expect_response("**/api/draft") as answer:
                 person.prompt.press_sequentially("a red boat")
-            assert answer.value.ok
-            person.page.reload()  # what was written comes back, and is announced anew
-            with person.page.expect_response("**/gradio_api/run/predict"):
-                person.until_ready()
-            expect(person.prompt).to_have_value("a red boat")
+            assert answer.value.status == 204
             person.generate.click()
             expect(person.account).to_contain_text("prompt encoded ahead, 40 ms")
             assert len(studio.services.jobs.board.recent(9)) == 1
+
+    def test_what_comes_back_with_the_page_is_announced_too(
+        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+    ) -> None:
+        with run_studio(tmp_path, generator=FakeGenerator()) as studio:
+            person = visit(studio).open()
+            with person.page.expect_response("**/api/draft"):
+                person.prompt.fill("a red boat")
+            with person.page.expect_request("**/api/draft") as asked:
+                person.page.reload()
+            assert asked.value.post_data_json == {
+                "prompt": "a red boat", "negative_prompt": "", "guidance_scale": 0,
+            }  # fmt: skip
 
     def test_where_nothing_is_gained_nothing_is_sent(
         self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
@@ -166,15 +177,78 @@ class TestWhatIsStillWritten:
                 return self._info
 
         with run_studio(tmp_path, generator=Resident()) as studio:
+            person = self.writing(visit(studio), "a red boat")
+            person.page.clock.fast_forward(10_000)
+            self.made(person, "a red boat")
+            assert self.drafts(person) == 0
+
+    def test_who_asks_at_once_announces_nothing(self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:
+        with run_studio(tmp_path, generator=FakeGenerator()) as studio:
+            person = self.writing(visit(studio), "a red boat")
+            self.made(person, "a red boat")
+            person.page.clock.fast_forward(10_000)
+            self.made(person, "a red boat", pictures=2)
+            assert self.drafts(person) == 0
+
+    def test_what_an_input_method_composes_is_not_what_is_meant(
+        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+    ) -> None:
+        with run_studio(tmp_path, generator=FakeGenerator()) as studio:
             person = visit(studio)
             person.page.clock.install()
             person.open()
-            expect(person.page.locator("zi-model")).to_contain_text("resident")
-            person.prompt.press_sequentially("a red boat")
-            person.page.clock.fast_forward(10_000)
+            person.prompt.focus()
+            keys = person.page.context.new_cdp_session(person.page)
+            for written in ("n", "ni", "nih", "niha", "nihao"):
+                keys.send("Input.imeSetComposition", {"text": written, "selectionStart": 5, "selectionEnd": 5})
+                self.remembered(person, written)
+                person.page.clock.fast_forward(10_000)
+            assert self.drafts(person) == 0
+            keys.send("Input.insertText", {"text": "你好"})
+            self.remembered(person, "你好")
+            with person.page.expect_request("**/api/draft") as asked:
+                person.page.clock.fast_forward(10_000)
+            assert asked.value.post_data_json["prompt"] == "你好"
+            assert self.drafts(person) == 1
+
+    def test_an_announcement_that_fails_bothers_nobody(
+        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+    ) -> None:
+        with run_studio(tmp_path, generator=FakeGenerator()) as studio:
+            person = visit(studio).open()
+            person.page.route("**/api/draft", lambda route: route.abort())
+            with person.page.expect_event("requestfailed"):
+                person.prompt.press_sequentially("a red boat")
             person.generate.click()
             expect(person.account.locator(".zi-prompt-line")).to_have_text("a red boat")
-            assert sum(url.endswith("/run/predict") for url in person.requests) == 1  # Generate's own
+            expect(person.page.get_by_text("Connection to the server was lost")).to_have_count(0)
+            assert all("ERR_FAILED" in problem for problem in person.problems)  # the browser's own word for the abort
+            person.problems.clear()
+
+    @staticmethod
+    def writing(person: Visit, prompt: str) -> Visit:
+        """A page whose clock stands still, with `prompt` in it."""
+        person.page.clock.install()
+        person.open()
+        person.prompt.fill(prompt)
+        TestWhatIsStillWritten.remembered(person, prompt)
+        return person
+
+    @staticmethod
+    def remembered(person: Visit, prompt: str) -> None:
+        """Wait until the page has heard of it."""
+        written = "prompt => JSON.parse(localStorage.getItem('zimage.form') ?? '{}').prompt === prompt"
+        person.page.wait_for_function(written, arg=prompt)
+
+    @staticmethod
+    def made(person: Visit, prompt: str, pictures: int = 1) -> None:
+        person.generate.click()
+        expect(person.account.locator(".zi-prompt-line")).to_have_text(prompt)
+        expect(person.page.locator("zi-strip img")).to_have_count(pictures)
+
+    @staticmethod
+    def drafts(person: Visit) -> int:
+        return sum(url.endswith("/api/draft") for url in person.requests)
 
 
 def test_a_prompt_that_was_encoded_ahead_says_so(tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:

@@ -183,6 +183,17 @@ def test_few_prompts_are_kept_that_nobody_asks_for(encoder, ahead):
     assert kept == prompts[-4:]
 
 
+def test_a_prompt_that_is_asked_for_again_and_again_is_kept(encoder, ahead):
+    """That of a job that waits, while others write."""
+    while encoder.encode_ahead(PROMPT):
+        pass
+    for draft in (f"boat {number}" for number in range(6)):
+        while encoder.encode_ahead(draft):
+            pass
+        assert not encoder.encode_ahead(PROMPT)
+    assert ahead.take(PROMPT) is not None
+
+
 def test_a_prompt_too_long_is_cut_alike(deep, encoder):
     long = "a blue dog " * 300
     while encoder.encode_ahead(long):
@@ -213,16 +224,40 @@ def test_once_somebody_else_was_short_of_memory_it_asks_for_room_anew(encoder, l
     assert not encoder.encode_ahead(PROMPT)
 
 
+def test_without_memory_it_is_tried_again_when_twice_as_much_is_free(deep, encoder, lane, fail_forward):
+    layer_bytes = sum(parameter.nbytes for parameter in deep.text_encoder.layers[0].parameters())
+    lane.room = 2 * layer_bytes
+    fail_forward(deep.text_encoder.layers[LAYERS_A_PIECE], torch.OutOfMemoryError("CUDA out of memory."))
+    assert encoder.encode_ahead(PROMPT)
+    assert not encoder.encode_ahead(PROMPT)
+    assert not encoder.encode_ahead(PROMPT)
+    lane.room = 4 * layer_bytes
+    while encoder.encode_ahead(PROMPT):
+        pass
+    embedding, _ = encoder.encode(PROMPT)
+    assert embedding.ahead_ms() == embedding.elapsed_ms()
+    assert torch.equal(embedding.prompt_embeds, expected(deep, PROMPT))
+
+
 def test_a_failure_is_the_jobs_own_to_tell_and_the_last(deep, encoder, fail_forward, caplog):
-    fail_forward(deep.text_encoder.layers[LAYERS_A_PIECE], torch.OutOfMemoryError("CUDA out of memory."), times=2)
+    fail_forward(deep.text_encoder.layers[LAYERS_A_PIECE], RuntimeError("a broken library"), times=2)
     assert encoder.encode_ahead(PROMPT)
     with caplog.at_level(logging.WARNING):
         assert not encoder.encode_ahead(PROMPT)
     assert "no prompt is encoded ahead any more" in caplog.text
     assert not encoder.encode_ahead(OTHER)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError, match="a broken library"):
         encoder.encode(PROMPT)
     assert torch.equal(encoder.encode(PROMPT)[0].prompt_embeds, expected(deep, PROMPT))
+
+
+def test_a_driver_that_does_not_answer_raises_nothing(encoder, lane, monkeypatch):
+    def broken() -> int:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(lane, "free_bytes", broken)
+    assert not encoder.encode_ahead(PROMPT)
+    assert not encoder.encode_ahead(OTHER)
 
 
 def test_what_fails_while_it_is_finished_fails_the_job_and_is_begun_anew(deep, encoder, fail_forward):
@@ -258,6 +293,7 @@ class TestEngine:
     @pytest.fixture
     def away(self, engine: Engine, lane: Lane, monkeypatch: pytest.MonkeyPatch) -> Engine:
         """As if its text encoder lived elsewhere than where it computes."""
+        monkeypatch.setattr(type(engine._residence), "visits", True)
         monkeypatch.setattr(type(engine._residence), "visits_unnoticed", True)
         engine._ahead = engine._encoder._ahead = PromptsAhead(engine.components, lane)
         return engine
@@ -289,7 +325,21 @@ class TestEngine:
         assert [away.encode_ahead(unguided) for _ in range(PIECES + 1)] == [True] * PIECES + [False]
         assert away.generate(guided, SILENT, threading.Event()).encoded_ahead_ms > 0
 
+    def test_from_pages_that_are_not_locked_it_comes_only_while_nobody_asks(self, away, monkeypatch):
+        """Copies of them hold up whoever asks for them."""
+        monkeypatch.setattr(type(away._residence), "visits_unnoticed", False)
+        assert not away.encode_ahead(self.asked())
+        assert away.encode_ahead(self.asked(), wait=True)
+
+    def test_who_waits_for_a_piece_does_so(self, away, monkeypatch):
+        waits: list[bool] = []
+        monkeypatch.setattr(away._ahead, "advance", lambda prompt, *, wait: waits.append(wait) or True)
+        assert away.encode_ahead(self.asked())
+        assert away.encode_ahead(self.asked(), wait=True)
+        assert waits == [False, True]
+
     def test_with_the_encoder_at_home_nothing_is_done(self, engine):
+        assert not engine.encode_ahead(self.asked(prompt=OTHER), wait=True)
         listener = Meanwhile(lambda: engine.encode_ahead(self.asked(prompt=OTHER)))
         engine.generate(self.asked(), listener, threading.Event())
         assert not any(listener.answers)

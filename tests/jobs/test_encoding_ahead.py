@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.jobs.conftest import OpenRoom, Room
+from zimage_ui.errors import InvalidRequestError
 from zimage_ui.generator.base import ShapeState
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
@@ -119,24 +120,43 @@ class TestWhatIsStillWritten:
         assert room.generator.asked[:5] == ["second", "second", "a boat", "second", "a boat"]
         assert room.make("a boat").encoded_ahead_ms == 3.0
 
-    def test_preparing_gives_way_to_it_and_goes_on(self, open_room: OpenRoom) -> None:
+    def test_preparing_gives_way_to_it_after_a_piece_and_goes_on(self, open_room: OpenRoom) -> None:
         log: list[str] = []
 
         class Preparing(Ahead):
             def prepare_next(self, *arguments: Any) -> bool:
-                is_left = super().prepare_next(*arguments)
-                log.append("piece" if is_left else "prepared")
-                if len(log) == 1:
-                    room.service.announce(drafted("a boat"))
-                return is_left
+                log.append("piece")
+                room.service.announce(drafted(f"a boat {len(log)}"))  # a new text after each, and still it goes on
+                return super().prepare_next(*arguments)
 
         generator = Preparing(FakeScript(prepare_s=0.0, encodes_ahead=True))
         generator.at_piece = lambda: log.append("encoded")
         room = open_room(generator, start=False, idle_after_s=0.0)
         room.service.start()
-        states = lambda: {shape.state for shape in room.service.board.shapes}  # noqa: E731
-        room.wait_until(lambda: states() == {ShapeState.WARM})
-        assert log[:4] == ["piece", "encoded", "encoded", "piece"]
+        room.wait_until(lambda: {shape.state for shape in room.service.board.shapes} == {ShapeState.WARM})
+        assert log[:6] == ["piece", "encoded", "encoded"] * 2
+
+    def test_what_goes_wrong_with_it_harms_nobody(self, open_room: OpenRoom, caplog: pytest.LogCaptureFixture) -> None:
+        class Broken(Ahead):
+            def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
+                self.done.set()
+                raise RuntimeError("a driver that does not answer")
+
+        room = open_room(Broken())
+        room.service.announce(drafted("a boat"))
+        assert room.generator.done.wait(30)
+        assert room.make("a boat").phase is JobPhase.DONE
+        assert "a driver that does not answer" in caplog.text
+        assert room.make("another boat", num_inference_steps=4).phase is JobPhase.DONE  # it was dropped
+
+    def test_what_the_model_does_not_do_is_not_announced(self, room: Room) -> None:
+        room.make("first")  # the model is known
+        refused = GenerationRequest(prompt="a boat", negative_prompt="fog", guidance_scale=3.0)
+        with pytest.raises(InvalidRequestError, match="works without guidance"):
+            room.service.announce(refused)
+        room.service.announce(drafted("a boat"))
+        assert room.generator.done.wait(30)
+        assert set(room.generator.asked) == {"a boat"}
 
     def test_where_nothing_is_encoded_ahead_it_is_forgotten(self, open_room: OpenRoom) -> None:
         room = open_room(Ahead())

@@ -161,18 +161,23 @@ def test_a_cancelled_job_is_not_kept_and_a_kept_one_not_cancelled():
 class TestStayingQuiet:
     def test_it_is_so_while_nobody_waits(self):
         queue = JobQueue(2)
-        assert queue.stays_empty()
+        assert not queue.wanted
         assert queue.stays_quiet(0.01)
         queue.put(job("a1"))
-        assert not queue.stays_empty()
+        assert queue.wanted
         assert not queue.stays_quiet(60)
         queue.take()
-        assert queue.stays_empty()
+        assert not queue.wanted
         assert queue.stays_quiet()
 
-    @pytest.mark.parametrize("end", [
-        lambda queue: queue.put(job("a1")), lambda queue: queue.close(), lambda queue: queue.announce(REQUEST),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda queue: queue.put(job("a1")),
+            lambda queue: queue.announce(REQUEST),
+            lambda queue: queue.close(),
+        ],
+    )
     def test_a_job_a_draft_or_the_end_is_not_waited_out(self, end):
         queue, answers = JobQueue(2), []
         looking = threading.Thread(target=lambda: answers.append(queue.stays_quiet(60)))
@@ -184,7 +189,7 @@ class TestStayingQuiet:
     def test_a_closed_queue_has_no_idle_time(self):
         queue = JobQueue(2)
         queue.close()
-        assert not queue.stays_empty()
+        assert queue.wanted
         assert not queue.stays_quiet()
 
 
@@ -193,10 +198,10 @@ class TestWhatIsAnnounced:
         queue = filled("a1", capacity=1)
         queue.announce(REQUEST)
         assert (len(queue), queue.order(), queue.announced) == (1, ("a1",), REQUEST)
-        assert queue.wait()  # the job comes first
-        assert taken(queue) == "a1"
-        assert not queue.wait()
-        assert queue.stays_empty()
+        assert taken(queue) == "a1"  # the job comes first
+        assert queue.take() is None
+        assert not queue.wanted
+        assert not queue.closed
 
     def test_the_newest_counts_and_stays_when_an_older_one_is_done_with(self):
         queue, newer = JobQueue(1), GenerationRequest(prompt="a boat at sea")
@@ -208,18 +213,10 @@ class TestWhatIsAnnounced:
         assert queue.announced is None
         assert queue.stays_quiet()
 
-    @pytest.mark.parametrize(
-        ("end", "answer"),
-        [
-            (lambda queue: queue.put(job("a1")), True),
-            (lambda queue: queue.close(), True),
-            (lambda queue: queue.announce(REQUEST), False),
-        ],
-    )
-    def test_whoever_waits_hears_what_it_is(self, end, answer):
+    def test_whoever_waits_for_a_job_hears_of_it(self):
         queue, answers = JobQueue(2), []
-        looking = threading.Thread(target=lambda: answers.append(queue.wait()))
+        looking = threading.Thread(target=lambda: answers.append(queue.take()))
         looking.start()
-        end(queue)
+        queue.announce(REQUEST)
         looking.join(10)
-        assert answers == [answer]
+        assert answers == [None]

@@ -63,11 +63,6 @@ def handler(form: Form, button: str) -> Any:
     return next(fn for fn in functions if fn.fn and fn.targets == [(form.buttons[button]._id, "click")])
 
 
-def drafter(form: Form) -> Any:
-    functions = form.bridge.blocks.fns.values()
-    return next(fn for fn in functions if fn.fn and fn.targets == [(form.bridge._id, "draft")])
-
-
 def ask(form: Form, **changes: Any) -> dict[str, Any]:
     fn = handler(form, "generate")
     context = next(part for part in fn.inputs if part.elem_id == "zi-context")
@@ -196,25 +191,9 @@ def test_cancel_names_the_job(form: Form, jobs: JobService) -> None:
     assert record.phase is JobPhase.CANCELLED
 
 
-def announce(form: Form, **changes: Any) -> None:
-    fn = drafter(form)
-    assert fn.fn({form.fields[name]: value for name, value in (GIVEN | changes).items()}) is None
-
-
-def test_what_somebody_writes_is_announced(form: Form, jobs: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
-    announced: list[GenerationRequest] = []
-    monkeypatch.setattr(jobs, "announce", announced.append)
-    announce(form, prompt="a boat", guidance=3.0, negative="fog")
-    announce(form, steps="many")  # who still writes is told nothing of mistakes
-    assert [(request.prompt, request.negative_prompt, request.guidance_scale) for request in announced] == [
-        ("a boat", "fog", 3.0)
-    ]
-    assert jobs.queue_length == 0
-    assert jobs.board.active() == ()
-
-
 def test_handlers_take_the_direct_path(form: Form) -> None:
-    for fn in (handler(form, "generate"), handler(form, "cancel"), drafter(form)):
+    for button in ("generate", "cancel"):
+        fn = handler(form, button)
         assert fn.queue is False
         assert fn.api_visibility == "private"
         assert fn.inputs_as_dict

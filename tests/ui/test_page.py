@@ -59,7 +59,7 @@ def test_no_second_stream_is_kept_open(blocks_config: dict[str, Any]) -> None:
 
 def test_no_handler_is_public_or_queued(blocks_config: dict[str, Any]) -> None:
     behind = [each for each in blocks_config["dependencies"] if each["backend_fn"]]
-    assert len(behind) == 3
+    assert len(behind) == 2
     assert all(each["queue"] is False and each["api_visibility"] == "private" for each in behind)
 
 

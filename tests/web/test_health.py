@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from zimage_ui.generator.base import ShapeState
 from zimage_ui.generator.fake import FakeGenerator, FakeScript
 from zimage_ui.jobs.records import JobPhase
@@ -39,6 +41,29 @@ def test_a_warm_service_is_ready_and_says_what_is_loaded(shared: Studio) -> None
     assert model["profile"]["sizes"][0] == [384, 384]
     assert model["dtype_reason"]
     assert "source" not in model
+
+
+def test_what_is_still_written_is_no_job(tmp_path: Path, run_studio: StudioMaker) -> None:
+    with run_studio(tmp_path, started=False) as studio:
+        queue = studio.services.jobs._queue
+        sent = {"prompt": "a red boat", "negative_prompt": "fog", "guidance_scale": 3}
+        assert studio.client.post("/api/draft", json=sent).status_code == 204
+        assert queue.announced == GenerationRequest(prompt="a red boat", negative_prompt="fog", guidance_scale=3.0)
+        for mistaken in ({"prompt": ""}, {"prompt": "x" * 9_000}, {"prompt": "a boat", "guidance_scale": 99}):
+            assert studio.client.post("/api/draft", json=mistaken).status_code == 204
+        assert queue.announced.prompt == "a red boat"
+        assert (studio.services.jobs.queue_length, studio.board.active()) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b'{"prompt": 7}', b"{}", b'{"prompt": "a boat", "seed": 1}', b'{"prompt": "\\ud800"}x'],
+)
+def test_what_is_no_draft_is_told_in_our_shape(shared: Studio, body: bytes) -> None:
+    response = shared.client.post("/api/draft", content=body, headers={"Content-Type": "application/json"})
+
+    assert 400 <= response.status_code < 500
+    assert response.json()["error"]["message"]
 
 
 def test_it_says_of_each_shape_whether_it_is_warm(tmp_path: Path, run_studio: StudioMaker) -> None:

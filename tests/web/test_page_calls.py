@@ -46,7 +46,6 @@ class Mounted:
 
     studio: Studio
     generate: Handler
-    draft: Handler
     cancel: Handler
 
     def run(self, handler: Handler, data: list[Any]) -> httpx.Response:
@@ -58,14 +57,8 @@ class Mounted:
         return self.studio.client.post(path, content=body, headers={"Content-Type": "application/json"})
 
     def ask(self, **changes: Any) -> httpx.Response:
-        return self._fill(self.generate, changes)
-
-    def write(self, **changes: Any) -> httpx.Response:
-        return self._fill(self.draft, changes)
-
-    def _fill(self, handler: Handler, changes: dict[str, Any]) -> httpx.Response:
         values = GIVEN | changes
-        return self.run(handler, [values[name] for name in handler.inputs])
+        return self.run(self.generate, [values[name] for name in self.generate.inputs])
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +73,8 @@ def mounted(run_studio: StudioMaker, tmp_path_factory: pytest.TempPathFactory) -
             for each in config["dependencies"]
             if each["backend_fn"]
         ]
-        generate, draft, cancel = sorted(handlers, key=lambda each: -len(each.inputs))
-        yield Mounted(studio, generate, draft, cancel)
+        generate, cancel = sorted(handlers, key=lambda each: -len(each.inputs))
+        yield Mounted(studio, generate, cancel)
 
 
 def answer_of(response: httpx.Response) -> dict[str, Any]:
@@ -109,15 +102,6 @@ def test_the_pages_way_makes_a_picture(mounted: Mounted) -> None:
     record = mounted.studio.services.jobs.future(job_id).result(30)
     assert (record.request.prompt, record.request.seed, record.client) == ("a fox", 7, "abc")
     assert answer_of(mounted.run(mounted.cancel, [job_id]))["cancelled"] is False
-
-
-def test_what_is_still_written_is_no_job(mounted: Mounted) -> None:
-    before = jobs_of(mounted)
-
-    response = mounted.write(prompt="a fox in the snow")
-
-    assert (response.status_code, response.json()["data"]) == (200, [])
-    assert jobs_of(mounted) == before
 
 
 @pytest.mark.parametrize(
@@ -158,9 +142,6 @@ def test_values_of_another_kind_are_told_by_name(
 
     assert answer_of(response)["error"]["param"] == param
     assert_nothing_inside(response, "".join(capfd.readouterr()))
-    draft = mounted.write(**changes)
-    assert (draft.status_code, draft.json()["data"]) == (200, [])
-    assert_nothing_inside(draft, "".join(capfd.readouterr()))
     assert jobs_of(mounted) == before
 
 
@@ -224,7 +205,7 @@ def test_what_is_no_call_of_the_page_is_told_in_our_shape(
 
 def test_no_handler_is_open_by_its_name(mounted: Mounted) -> None:
     before = jobs_of(mounted)
-    for handler in (mounted.generate, mounted.draft, mounted.cancel):
+    for handler in (mounted.generate, mounted.cancel):
         body = json.dumps({"data": [GIVEN[name] for name in mounted.generate.inputs], "fn_index": handler.index})
         for name in (handler.api_name, "predict/", "anything"):
             response = mounted.send(body.encode(), f"/gradio_api/run/{name}")

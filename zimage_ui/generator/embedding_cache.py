@@ -39,7 +39,7 @@ class PromptEmbedding:
         prompt_tokens: tokens that went in.
         truncated_tokens: tokens beyond the maximum that did not.
         elapsed_ms: asks what computing it took; may wait for the device.
-        ahead_ms: asks how much of that was done before anybody asked for it, beside other work.
+        ahead_ms: asks how much of that was done before its turn came.
     """
 
     prompt_embeds: torch.Tensor

@@ -119,7 +119,7 @@ class PromptEncoder:
         return self._cache.get(key, lambda: self._compute(key.prompt))
 
     def encode_ahead(self, prompt: str, *, wait: bool = False) -> bool:
-        """Do a short piece of encoding `prompt`, beside what runs on the device; False when nothing is left to do."""
+        """Do a short piece of encoding `prompt`, and `wait` for it or not; False when nothing is left to do."""
         key = self._key(prompt)
         if self._ahead is None or key in self._cache:
             return False

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 # With 35 layers, seven pieces: as many as there are waits between the eight steps of a picture. Enqueuing one takes the
 # host about 5 ms, far less than a step on a card that has no room for the encoder.
 LAYERS_A_PIECE = 5
-# Prompts that are done and not asked for yet: the order of those who wait may change, and nobody encodes them twice.
+# Prompts that are done and not asked for yet: the order of those who wait may change, others write, and nobody encodes
+# them twice.
 _KEPT = 4
 # The weights of the layer that visits, and as much again for what it computes.
 _ROOM_IN_LAYERS = 2
@@ -119,26 +120,36 @@ class PromptsAhead:
         self._lane = lane
         self._slices: list[Qwen3Model] = []
         self._under_way: _UnderWay | None = None
-        self._done: dict[str, PromptEmbedding] = {}  # the oldest first
+        self._done: dict[str, PromptEmbedding] = {}  # who was asked for least recently first
         self._has_room = False
+        self._room_in_layers = _ROOM_IN_LAYERS
         self._squeezed = 0
         self._has_failed = False
 
     def advance(self, prompt: str, *, wait: bool = False) -> bool:
         """Do the next piece of `prompt`, and `wait` for it or not; another prompt that is under way is given up.
 
-        A failure is logged, and nothing is done ahead any more: whatever it was, the job itself will tell.
+        Without memory for it, twice as much has to be free before it is tried again. Any other failure is logged, and
+        nothing is done ahead any more: whatever it was, the job itself will tell.
 
         Returns:
             Whether something was done: not if the prompt is done already, and not without room on the device.
         """
-        if self._has_failed or prompt in self._done or not self._finds_room():
+        if self._has_failed:
+            return False
+        if prompt in self._done:
+            self._done[prompt] = self._done.pop(prompt)  # who asks for it keeps it
             return False
         advance = partial(self._advance, prompt, wait=wait)
-        self._has_failed = attempt(advance, "no prompt is encoded ahead any more") is None
-        if self._has_failed:
-            self._under_way = None
-        return not self._has_failed
+        try:
+            advanced = attempt(advance, "no prompt is encoded ahead any more", but=(torch.OutOfMemoryError,))
+        except torch.OutOfMemoryError:
+            self._room_in_layers *= 2
+            self.forget()
+            return False
+        if advanced is None:
+            self._has_failed, self._under_way = True, None
+        return bool(advanced)
 
     def take(self, prompt: str) -> PromptEmbedding | None:
         """The embedding of `prompt`, for work that is enqueued from now on; None if it was not even begun.
@@ -165,6 +176,8 @@ class PromptsAhead:
         self._has_room = False
 
     def _advance(self, prompt: str, *, wait: bool) -> bool:
+        if not self._finds_room():
+            return False
         under_way = self._under_way
         if under_way is None or under_way.prompt != prompt:
             under_way = self._under_way = self._begin(prompt)
@@ -228,7 +241,7 @@ class PromptsAhead:
                 sum(parameter.nbytes for parameter in layer.parameters())
                 for layer in self._components.text_encoder.layers
             )
-            self._has_room = self._lane.free_bytes() >= _ROOM_IN_LAYERS * layer_bytes
+            self._has_room = self._lane.free_bytes() >= self._room_in_layers * layer_bytes
         return self._has_room
 
 

@@ -266,8 +266,9 @@ class Engine:
         self._cache.reset()
 
     def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
-        """Do a short piece of encoding what `request` says, beside the step under way; as `Generator.encode_ahead`."""
-        if not self._residence.visits_unnoticed:
+        """Do a short piece of encoding what `request` says; as `Generator.encode_ahead`."""
+        residence = self._residence
+        if not (residence.visits if wait else residence.visits_unnoticed):
             return False
         prompts = [request.prompt] if request.guidance_scale == 0.0 else [request.prompt, request.negative_prompt]
         return any(self._encoder.encode_ahead(prompt, wait=wait) for prompt in prompts)  # the first that is not done

@@ -3,7 +3,8 @@
 A card with 16 GB holds the transformer (12.3 GB in bf16) or the text encoder (8.0 GB), not both. Visiting layer by
 layer, the encoder needs the room of one layer (0.2 GB), and nothing is ever copied back: the weights in host memory
 stay what they were, and leaving is dropping the copy. The price is one pass of the weights over the bus for each new
-prompt, which a job that waits does not pay (`encoding_ahead`); a cached prompt costs nothing.
+prompt, which a job does not pay that waited or was long enough in the writing (`encoding_ahead`); a cached prompt costs
+nothing.
 """
 
 from __future__ import annotations
@@ -73,9 +74,14 @@ class TextEncoderResidence:
         self._is_resident: bool | None = None
 
     @property
+    def visits(self) -> bool:
+        """Whether layers visit the device."""
+        return self._visits is not None
+
+    @property
     def visits_unnoticed(self) -> bool:
         """Whether layers visit the device without the host's waiting for their copies: from locked pages only."""
-        return self._visits is not None and all(home.is_locked for home in self._homes)
+        return self.visits and all(home.is_locked for home in self._homes)
 
     def settle(self, *, resident: bool) -> None:
         """Bring the weights to the device, or to the host with visits; costs nothing when they are there already.

@@ -71,6 +71,16 @@ class JobQueue:
         """Whether `put` would refuse."""
         return self._length >= self.capacity
 
+    @property
+    def closed(self) -> bool:
+        """Whether no job will come any more."""
+        return self._closed
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the consumer has better to do than what can wait: a job waits, or the queue is closed."""
+        return self._closed or self._length > 0
+
     def put(self, job: Job) -> None:
         """Let `job` wait.
 
@@ -106,17 +116,11 @@ class JobQueue:
             if self._announced is announced:
                 self._announced = None
 
-    def wait(self) -> bool:
-        """Until `take` would answer at once (True), or something is announced (False)."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_wanted or self._announced is not None)
-            return self._is_wanted
-
     def take(self) -> Job | None:
-        """Wait for the next job and take it out; None when the queue is closed."""
+        """Wait for the next job and take it out; None when the queue is `closed`, or something announced and no job."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_wanted)
-            if self._closed:
+            self._changed.wait_for(lambda: self.wanted or self._announced is not None)
+            if self._closed or not self._length:
                 return None
             client, lane = next(iter(self._lanes.items()))
             job = lane.popleft()
@@ -130,15 +134,10 @@ class JobQueue:
             lane = next(iter(self._lanes.values()), None)
             return lane[0] if lane else None
 
-    def stays_empty(self) -> bool:
-        """Whether no job waits; False when the queue is closed."""
-        with self._changed:
-            return not self._is_wanted
-
     def stays_quiet(self, for_s: float = 0.0) -> bool:
         """Whether for `for_s` seconds no job waits and nothing is announced; False when the queue is closed."""
         with self._changed:
-            return not self._changed.wait_for(lambda: self._is_wanted or self._announced is not None, for_s)
+            return not self._changed.wait_for(lambda: self.wanted or self._announced is not None, for_s)
 
     def remove(self, job_id: str) -> bool:
         """Take one waiting job out; False when it does not wait here."""
@@ -171,10 +170,6 @@ class JobQueue:
             self._length = 0
             self._changed.notify_all()
             return left
-
-    @property
-    def _is_wanted(self) -> bool:
-        return self._closed or self._length > 0
 
     def _leave(self, client: str, *, turn_over: bool = True) -> None:
         """One job of `client` is gone from its lane."""

@@ -119,7 +119,12 @@ class JobService:
         """Say that somebody is writing `request` and may soon submit it: its prompt may be encoded meanwhile.
 
         Only the newest counts, nothing is told of it, and a picture of it is made no other way than by `submit`.
+
+        Raises:
+            InvalidRequestError: the loaded model does not work so.
         """
+        if self.board.model is not None:
+            self.board.model.profile.check(request)
         self._queue.announce(request)
 
     def cancel(self, job_id: str) -> bool:

@@ -105,11 +105,11 @@ class Worker:
             lost = self._use_idle_time()
             if lost is not None:
                 return lost
-            if not self._queue.wait():
-                continue
             job = self._queue.take()
             if job is None:
-                return None
+                if self._queue.closed:
+                    return None
+                continue
             self._board.publish_order(self._queue.order)
             error = self._make(job)
             if isinstance(error, DeviceLostError):
@@ -117,20 +117,19 @@ class Worker:
             self._publish_shapes()
 
     def _use_idle_time(self) -> DeviceLostError | None:
-        """Encode what is announced, then prepare until that is wanted again, a job waits or nothing is left to do.
+        """Prepare, and encode what is announced, until a job waits, the queue is closed or nothing is left to do.
 
         Returns:
             The error if the device is lost.
         """
-        self._encode_announced()
-        if not self._queue.stays_quiet(self._idle_after_s):
-            return None
         try:
             with in_one_tree():
-                while self._queue.stays_quiet() and self._generator.prepare_next(
+                if not self._stays_idle():
+                    return None
+                while not self._somebody_waits() and self._generator.prepare_next(
                     self._board.publish_shapes, self._somebody_waits
                 ):
-                    pass
+                    self._encode_announced()
         except DeviceLostError as error:
             _without_frames(error)
             return error
@@ -139,9 +138,18 @@ class Worker:
         self._publish_shapes()
         return None
 
+    def _stays_idle(self) -> bool:
+        """Encode what is announced meanwhile; False as soon as a job waits or the queue is closed."""
+        until_s = time.monotonic() + self._idle_after_s
+        while not self._somebody_waits():
+            self._encode_announced()
+            if self._queue.stays_quiet(max(0.0, until_s - time.monotonic())):
+                return True
+        return False
+
     def _somebody_waits(self) -> bool:
         """A job, or whoever closed the queue."""
-        return not self._queue.stays_empty()
+        return self._queue.wanted
 
     def _publish_shapes(self) -> None:
         self._board.publish_shapes(self._generator.shapes())
@@ -177,8 +185,12 @@ class Worker:
         announced = self._queue.announced
         if announced is None:
             return False
-        if not self._generator.encode_ahead(announced, wait=wait):
-            self._queue.done_with(announced)
+        is_left = False
+        try:
+            is_left = self._generator.encode_ahead(announced, wait=wait)
+        finally:
+            if not is_left:
+                self._queue.done_with(announced)
         return True
 
     def _hand_over(self, job: Job, result: GenerationResult, *, begun_at_s: float, made_at_s: float) -> None:

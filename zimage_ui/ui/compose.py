@@ -10,7 +10,6 @@ the person through the `form` event.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
@@ -48,7 +47,6 @@ choice.dispatchEvent(new Event("linked"));
 _LINK_BRIDGE = """
 const page = (globalThis.zimage ??= {});
 page.fillForm = () => trigger("form");
-page.announce = () => trigger("draft");
 watch("value", () => page.answered?.(props.value));
 globalThis.dispatchEvent(new Event("zimage-form"));
 """
@@ -183,7 +181,6 @@ def connect_form(form: Form, jobs: JobService) -> None:
         **_DIRECT,
     )
     cancelled.failure(None, js="() => globalThis.zimage.refused()")
-    form.bridge.draft(_announcer(jobs, fields), inputs=set(fields.values()), **_DIRECT)
     form.buttons["another"].click(None, js="() => globalThis.zimage.generate()")
     form.buttons["dice"].click(None, outputs=fields["seed"], js="() => ''")
     form.buttons["reuse"].click(
@@ -212,14 +209,6 @@ def _asker(jobs: JobService, fields: dict[str, Any], context: Any) -> Handler:
         return _answer(submit)
 
     return ask
-
-
-def _announcer(jobs: JobService, fields: dict[str, Any]) -> Callable[[dict[Any, Any]], None]:
-    def announce(values: dict[Any, Any]) -> None:
-        with contextlib.suppress(InvalidRequestError):  # who still writes is told nothing of mistakes
-            jobs.announce(request_from_form({name: values[part] for name, part in fields.items()}))
-
-    return announce
 
 
 def _canceller(jobs: JobService, context: Any) -> Handler:

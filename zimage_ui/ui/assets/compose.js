@@ -20,6 +20,7 @@ const remembered = { byProfile: {}, ...readJson(FORM_KEY) };
 const pendingValues = new Map(); // what the next `form` event is to put into the form
 let filled = false;
 let pause = 0; // the timer of one
+let composing = false; // by an input method: what stands there is not what is meant
 let trial = ""; // of an example that was clicked: "filling" the form, then "asked" until the server answers
 
 // ---- values --------------------------------------------------------------------------------------------------------
@@ -127,15 +128,27 @@ function adapt() {
   announceSoon();
 }
 
-function announce() {
-  if (state.connection === "open") page.announce?.();
-}
-
 /** Encoding takes longer where the text encoder has no room on the device: it may begin when the writing pauses. */
 function announceSoon() {
   clearTimeout(pause);
   const plan = model()?.memory_plan;
-  if (plan && plan !== "resident" && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
+  if (!composing && plan && plan !== "resident" && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
+}
+
+/** Nobody waits for an answer, nor hears of a failure. */
+function announce() {
+  const draft = {
+    prompt: recall("prompt"),
+    negative_prompt: recall("negative") ?? "",
+    guidance_scale: recall("guidance") ?? defaultOf("guidance"),
+  };
+  const headers = { "Content-Type": "application/json" };
+  fetch("/api/draft", { method: "POST", headers, body: JSON.stringify(draft) }).catch(() => {});
+}
+
+function onComposition(event) {
+  composing = event.type === "compositionstart";
+  announceSoon();
 }
 
 // ---- what Gradio calls ---------------------------------------------------------------------------------------------
@@ -234,6 +247,7 @@ function showActivity() {
 export function startForm() {
   addEventListener("keydown", onKey, { capture: true });
   addEventListener("keypress", keepNewLine, { capture: true });
+  for (const type of ["compositionstart", "compositionend"]) addEventListener(type, onComposition);
   addEventListener("zimage-form", () => page.fillForm(), { once: true });
   page.fillForm?.();
   onLanguage(() => page.fillForm?.());
