@@ -129,7 +129,8 @@ class SmallCard:
         """Prepare the shape of the last picture, or all that are left, as the worker does while nobody waits.
 
         Returns:
-            Whether that shape is prepared now (None where nothing is prepared), how long that took, and the peaks of memory.
+            Whether that shape is prepared now (None where nothing is prepared), how long that took, and the peaks of
+            memory.
         """
         start_counting(self._device)
         begun_s = time.monotonic()

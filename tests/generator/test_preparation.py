@@ -4,6 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -14,6 +16,7 @@ from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.preparation import _KEPT_SEEN, CAPTION_TOKENS, Preparation
 from zimage_ui.generator.profiles import PROFILES
+from zimage_ui.request import GenerationRequest
 
 SMALL, LARGE, WIDE = (64, 64), (128, 128), (128, 64)
 PROFILE = ModelProfile(
@@ -33,9 +36,12 @@ class Books:
         prepared: what it would make at full speed.
         failures: (piece, size) -> what is raised there.
         barren: sizes whose preparation fails without a word.
+        room: how many shapes fit; memory runs out when one more is prepared.
     """
 
     def __init__(self) -> None:
+        self.room = 1_000
+        self.times_out_of_memory = 0
         self.prepares = True
         self.done: list[tuple[str, PictureShape]] = []
         self.prepared: set[PictureShape] = set()
@@ -55,8 +61,16 @@ class Books:
     def rehearse(self, shape: PictureShape) -> None:
         self._do("rehearsal", shape)
 
+    def release(self) -> bool:
+        self.done.append(("release", ANY))
+        self.prepared.clear()
+        return True
+
     def _do(self, piece: str, shape: PictureShape) -> None:
         self.done.append((piece, shape))
+        if piece == "graph" and shape not in self.prepared and len(self.prepared) >= self.room:
+            self.times_out_of_memory += 1  # as the engine's parts do it: the shape is left cold, and nothing is raised
+            return
         if error := self.failures.get((piece, (shape.width, shape.height))):
             raise error
         if piece == "graph" and (shape.width, shape.height) not in self.barren:
@@ -65,6 +79,11 @@ class Books:
     @property
     def recorded(self) -> list[PictureShape]:
         return [shape for piece, shape in self.done if piece == "graph"]
+
+
+def request(size: tuple[int, int], pictures: int = 1) -> GenerationRequest:
+    width, height = size
+    return GenerationRequest(prompt="a boat", width=width, height=height, num_images_per_prompt=pictures)
 
 
 @pytest.fixture
@@ -196,6 +215,77 @@ class TestOutOfMemory:
         finish(preparation)
         assert states(preparation)[(*LARGE, 32)] is ShapeState.WARM
         assert [piece for piece, shape in books.done if shape == PictureShape(*LARGE, 64)] == ["text", "graph"]
+
+
+class TestTooLittleMemoryForAll:
+    def test_so_many_are_kept_as_fit(
+        self, books: Books, preparation: Preparation, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        books.room = 4
+        with caplog.at_level(logging.WARNING, "zimage_ui"):
+            finish(preparation)
+        assert [piece for piece, _ in books.done].count("release") == 1
+        assert books.prepared == {PictureShape(*size, tokens) for size in (SMALL, LARGE) for tokens in CAPTION_TOKENS}
+        assert "128 x 64 with prompts of up to 32 tokens was prepared beside 4 others" in caplog.text
+        assert "kept prepared from now on: 4" in caplog.text
+        assert not preparation.next(lambda statuses: None)
+
+    def test_one_that_is_asked_for_takes_the_place_of_another(self, books: Books, preparation: Preparation) -> None:
+        books.room = 4
+        finish(preparation)
+        preparation.made(PictureShape(*WIDE, 64))
+        finish(preparation)
+        assert len(books.prepared) == 4
+        assert {PictureShape(*WIDE, tokens) for tokens in CAPTION_TOKENS} < books.prepared
+        assert not preparation.next(lambda statuses: None)
+
+    def test_one_that_does_not_fit_alone_is_left_and_another_fits(self, books: Books, preparation: Preparation) -> None:
+        books.room = 1
+        finish(preparation)
+        assert books.prepared == {PictureShape(*SMALL, 32)}
+        books.room = 0
+        books.prepared.clear()
+        finish(preparation)
+        assert books.prepared == set()
+        assert not preparation.next(lambda statuses: None)
+
+    def test_a_picture_that_was_prepared_for_and_found_no_memory_leaves_one_less(
+        self, books: Books, preparation: Preparation
+    ) -> None:
+        finish(preparation)
+        assert len(books.prepared) == 6
+        preparation.ran_out(request(SMALL))
+        books.release()  # as the engine does then
+        finish(preparation)
+        assert len(books.prepared) == 5
+        assert PictureShape(*SMALL, 32) in books.prepared
+
+    @pytest.mark.parametrize("asked", [{"size": (256, 256)}, {"size": SMALL, "pictures": 2}])
+    def test_a_picture_that_was_not_says_nothing_of_the_others(
+        self, books: Books, preparation: Preparation, asked: dict[str, Any]
+    ) -> None:
+        finish(preparation)
+        preparation.ran_out(request(**asked))
+        books.release()
+        finish(preparation)
+        assert len(books.prepared) == 6
+
+    def test_memory_that_ran_out_before_counts_for_nothing(self, books: Books, preparation: Preparation) -> None:
+        books.times_out_of_memory = 7
+        finish(preparation)
+        assert len(books.prepared) == 6
+
+    @pytest.mark.parametrize("room", range(7))
+    def test_whatever_fits_it_comes_to_an_end(self, books: Books, preparation: Preparation, room: int) -> None:
+        books.room = room
+        books.prepared.clear()
+        for size in (SMALL, WIDE, LARGE, WIDE, (48, 48)):
+            preparation.made(PictureShape(*size, 64))
+            finish(preparation)
+            if room > 0:
+                assert PictureShape(*size, 64) in books.prepared
+            assert len(books.prepared) <= room
+        assert len(books.done) < 200
 
 
 def test_what_fails_without_a_word_is_tried_once(books: Books, preparation: Preparation) -> None:

@@ -299,7 +299,7 @@ class Generator(Protocol):
 
         Args:
             request: whose prompts count, the negative one too if it is used.
-            wait: for the piece to be done, so that no work is under way but that one when a request comes.
+            wait: for the piece to be done, so that a request that comes finds no more than that under way.
 
         Returns:
             Whether something was done; False where it would bring nothing, and when nothing is left to do.

@@ -116,6 +116,7 @@ class Engine:
             components as loaded are dropped.
         projection: draws the previews; None until `fit_preview`, and then there are none.
         on_made: hears of the shape, of each prompt, in which pictures were made.
+        on_ran_out: hears of the request whose pictures memory ran out for, before anything is given up for them.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Engine:
         self.components = components
         self.projection: PreviewProjection | None = None
         self.on_made: Callable[[PictureShape], None] = lambda shape: None
+        self.on_ran_out: Callable[[GenerationRequest], None] = lambda request: None
         self.prepares = make_recorder is not None
         self._precision = components.rounded.precision if components.rounded else precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
@@ -296,11 +298,8 @@ class Engine:
             else:
                 self._ladder.went_well(plan)
                 return result
-            parts = (self._transformer, self._text_encoder, self._decoder)
-            held_memory = [part.release() for part in parts]
-            self._give_up_ahead()
-            memory.release_memory(device)
-            if any(held_memory):
+            self.on_ran_out(request)
+            if self.release():
                 _log.warning("%s Trying again without what was prepared.", reason)
                 continue
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
@@ -309,6 +308,19 @@ class Engine:
             _log.warning("%s Trying again with the memory plan %s.", reason, smaller)
             plan = smaller
         raise _out_of_memory(request, plan, reason)
+
+    @property
+    def times_out_of_memory(self) -> int:
+        """How often an allocation on the device failed so far, also where that did no harm."""
+        return memory.times_ran_out(self.components.device)
+
+    def release(self) -> bool:
+        """Give up all that was prepared, after memory ran out; whether any of it held memory."""
+        parts = (self._transformer, self._text_encoder, self._decoder)
+        held_memory = [part.release() for part in parts]
+        self._give_up_ahead()
+        memory.release_memory(self.components.device)
+        return any(held_memory)
 
     def _plan_for(self, width: int, height: int, pictures: int) -> MemoryPlan:
         return self._ladder.plan_for(

@@ -87,6 +87,11 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def times_ran_out(device: torch.device) -> int:
+    """How often an allocation failed in this process, whatever became of it; 0 where the device keeps no count."""
+    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0
+
+
 def start_counting(device: torch.device) -> None:
     """Let the peaks of a job begin now."""
     if device.type == "cuda":

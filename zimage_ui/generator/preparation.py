@@ -2,6 +2,9 @@
 
 Nothing is kept here that the engine knows better: a shape is warm when the engine says so. So shapes that were dropped
 because memory ran out are cold again and get their turn again, without anybody telling.
+
+A small card has no room for all of them beside the pictures themselves. Where memory runs out while one is prepared, or
+for a picture that was prepared for, all are given up, and from then on fewer are kept: those in use first.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from zimage_ui.generator.base import (
 )
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
+from zimage_ui.request import GenerationRequest
 
 _log = logging.getLogger(__name__)
 
@@ -54,13 +58,21 @@ class Preparable(Protocol):
     def rehearse(self, shape: PictureShape) -> None:
         """Go through what a picture of `shape` needs besides, so that no picture is the first to."""
 
+    @property
+    def times_out_of_memory(self) -> int:
+        """How often an allocation failed so far, also where that did no harm."""
+
+    def release(self) -> bool:
+        """Give up all that was prepared; whether any of it held memory."""
+
 
 @dataclass(slots=True)
 class _UnderWay:
-    """The shape that is being prepared, and the pieces that are left."""
+    """The shape that is being prepared, the pieces that are left, and how often memory had run out before it."""
 
     shape: PictureShape
     pieces: deque[Piece]
+    times_out_of_memory: int
 
 
 class Preparation:
@@ -77,6 +89,7 @@ class Preparation:
         self._seen: tuple[PictureShape, ...] = ()  # the last first
         self._rehearsed: frozenset[PictureShape] = frozenset()  # without prompts: they make no difference
         self._refused: frozenset[PictureShape] = frozenset()
+        self._most: int | None = None  # shapes that are kept prepared; None is all
         self._under_way: _UnderWay | None = None
 
     def statuses(self) -> tuple[ShapeStatus, ...]:
@@ -92,6 +105,13 @@ class Preparation:
         known = self._known()
         self._refused &= frozenset(known)
         self._rehearsed &= {kept.promptless for kept in known}
+
+    def ran_out(self, request: GenerationRequest) -> None:
+        """Note that memory ran out for pictures of `request`: if they were prepared for, too much is."""
+        asked = (request.width, request.height, request.num_images_per_prompt)
+        prepared = self._prepared()
+        if any((shape.width, shape.height, shape.num_images) == asked for shape in prepared):
+            self._keep_at_most(len(prepared) - 1)
 
     def interrupt(self) -> None:
         """A request goes first: afterwards, what to do is decided anew."""
@@ -114,22 +134,29 @@ class Preparation:
             shape = self._next_shape()
             if shape is None:
                 return False
-            self._under_way = _UnderWay(shape, deque(self._pieces(shape, somebody_waits)))
+            pieces = deque(self._pieces(shape, somebody_waits))
+            self._under_way = _UnderWay(shape, pieces, self._engine.times_out_of_memory)
             changed(self.statuses())
         shape, pieces = self._under_way.shape, self._under_way.pieces
         if _attempt(pieces[0], shape) is GAVE_WAY:
             return True
         pieces.popleft()
         if not pieces:
+            self._settle(self._under_way)
             self._under_way = None
-            self._settle(shape)
             changed(self.statuses())
         return True
 
-    def _settle(self, shape: PictureShape) -> None:
-        """All pieces of `shape` were tried: what did not work then is not tried again and again."""
+    def _settle(self, under_way: _UnderWay) -> None:
+        """All pieces were tried: what did not work then is not tried again and again, unless others were in its way."""
+        shape = under_way.shape
         self._rehearsed |= {shape.promptless}
-        if not self._engine.is_prepared(shape):
+        others = len([other for other in self._prepared() if other != shape])
+        if others and self._engine.times_out_of_memory > under_way.times_out_of_memory:
+            _log.warning("memory ran out while %s was prepared beside %d others: all are given up", shape, others)
+            self._engine.release()
+            self._keep_at_most(others)
+        elif not self._engine.is_prepared(shape):
             _log.warning("%s could not be prepared: it is drawn without", shape)
             self._refused |= {shape}
 
@@ -138,12 +165,19 @@ class Preparation:
         if not self._engine.prepares:
             return None
         last = self._seen[0] if self._seen else self._presets[0]
-        wanted = [shape for shape in self._known(self._seen, self._presets) if self._is_wanted(shape)]
-        return min(wanted, key=lambda shape: (shape != last, not shape.is_sized_like(last)), default=None)
+        worth = [shape for shape in self._known(self._seen, self._presets) if shape not in self._refused]
+        worth.sort(key=lambda shape: (shape != last, not shape.is_sized_like(last)))
+        return next((shape for shape in worth[: self._most] if not self._is_done(shape)), None)
 
-    def _is_wanted(self, shape: PictureShape) -> bool:
-        done = shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
-        return not done and shape not in self._refused
+    def _is_done(self, shape: PictureShape) -> bool:
+        return shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
+
+    def _prepared(self) -> list[PictureShape]:
+        return [shape for shape in self._known() if self._engine.is_prepared(shape)]
+
+    def _keep_at_most(self, shapes: int) -> None:
+        self._most = max(1, min(shapes, self._most or shapes))
+        _log.warning("as memory is short, sizes are kept prepared from now on: %d, those in use first", self._most)
 
     def _pieces(self, shape: PictureShape, somebody_waits: SomebodyWaits) -> tuple[Piece, ...]:
         pieces = self._engine.preparations(shape, somebody_waits)

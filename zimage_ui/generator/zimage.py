@@ -107,6 +107,7 @@ class ZImageGenerator:
         self._engine = Engine(components, self._embedding_cache_bytes)
         self._preparation = Preparation(self._engine, info.profile)
         self._engine.on_made = self._preparation.made
+        self._engine.on_ran_out = self._preparation.ran_out
         self._info = replace(info, precision=self._precision, precision_reason=reason)
         return self._info
 
