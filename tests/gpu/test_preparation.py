@@ -98,6 +98,29 @@ def test_after_running_out_of_memory_all_is_prepared_again(generator):
     assert generator.generate(request()).shape_warm is True
 
 
+def test_after_a_picture_that_others_were_given_up_for_one_less_is_kept(generator):
+    finish(generator)
+    warm = len(generator.shapes())
+    failures = [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def run_out_once(*_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    handle = transformer_pass(generator._engine).register_forward_pre_hook(run_out_once)
+    generator.generate(request(width=448, height=576))
+    handle.remove()
+    finish(generator)
+    assert [shape.state for shape in generator.shapes()].count(ShapeState.WARM) == warm - 1
+
+
+def test_memory_that_ran_out_is_counted(generator):
+    before = generator._engine.times_out_of_memory
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2**44, dtype=torch.uint8, device=CUDA)
+    assert generator._engine.times_out_of_memory == before + 1
+
+
 def test_parts_that_share_a_pool_draw_what_parts_with_pools_of_their_own_draw(folder):
     """In turns, so that whatever one graph would leave in another's memory would be seen."""
 

@@ -116,7 +116,7 @@ class Engine:
             components as loaded are dropped.
         projection: draws the previews; None until `fit_preview`, and then there are none.
         on_made: hears of the shape, of each prompt, in which pictures were made.
-        on_ran_out: hears of the request whose pictures memory ran out for, before anything is given up for them.
+        on_ran_out: hears that memory ran out for a picture, before anything is given up for it.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Engine:
         self.components = components
         self.projection: PreviewProjection | None = None
         self.on_made: Callable[[PictureShape], None] = lambda shape: None
-        self.on_ran_out: Callable[[GenerationRequest], None] = lambda request: None
+        self.on_ran_out: Callable[[], None] = lambda: None
         self.prepares = make_recorder is not None
         self._precision = components.rounded.precision if components.rounded else precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
@@ -298,7 +298,7 @@ class Engine:
             else:
                 self._ladder.went_well(plan)
                 return result
-            self.on_ran_out(request)
+            self.on_ran_out()
             if self.release():
                 _log.warning("%s Trying again without what was prepared.", reason)
                 continue

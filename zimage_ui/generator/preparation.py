@@ -4,7 +4,9 @@ Nothing is kept here that the engine knows better: a shape is warm when the engi
 because memory ran out are cold again and get their turn again, without anybody telling.
 
 A small card has no room for all of them beside the pictures themselves. Where memory runs out while one is prepared, or
-for a picture that was prepared for, all are given up, and from then on fewer are kept: those in use first.
+for a picture that could be made once all were given up, fewer are kept from then on: those that were asked for twice in
+a row, then the profile's. Nothing less takes the place of what is kept, or people who ask for sizes in turns would find
+each of them cold. After some pictures that went well one more is tried.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from zimage_ui.errors import DeviceLostError, ZImageError
+from zimage_ui.errors import DeviceLostError, DeviceMemoryError, ZImageError
 from zimage_ui.generator.base import (
     ModelProfile,
     ShapesListener,
@@ -26,7 +28,7 @@ from zimage_ui.generator.base import (
 )
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
-from zimage_ui.request import GenerationRequest
+from zimage_ui.generator.memory import FIRST_PATIENCE, LONGEST_PATIENCE
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ CAPTION_TOKENS = (32, 64)
 # Shapes that people asked for and no profile has, those that were used last. With the profiles' own they are fewer than
 # the engine's parts keep at a time: what was prepared for one never has to go for another.
 _KEPT_SEEN = 8
+# What a piece answers for which there was too little memory.
+_RAN_OUT = object()
 
 Piece = Callable[[], object]
 
@@ -68,11 +72,18 @@ class Preparable(Protocol):
 
 @dataclass(slots=True)
 class _UnderWay:
-    """The shape that is being prepared, the pieces that are left, and how often memory had run out before it."""
+    """The shape that is being prepared.
+
+    Attributes:
+        pieces: those that are left.
+        failed: whether one of them failed for want of memory.
+        ran_out: whether memory ran out in one, which may have found another way.
+    """
 
     shape: PictureShape
     pieces: deque[Piece]
-    times_out_of_memory: int
+    failed: bool = False
+    ran_out: bool = False
 
 
 class Preparation:
@@ -89,7 +100,11 @@ class Preparation:
         self._seen: tuple[PictureShape, ...] = ()  # the last first
         self._rehearsed: frozenset[PictureShape] = frozenset()  # without prompts: they make no difference
         self._refused: frozenset[PictureShape] = frozenset()
+        self._again: tuple[PictureShape, ...] = ()  # those that were asked for twice in a row, the last first
+        self._previous: PictureShape | None = None  # what was made before the request under way
+        self._given_up: tuple[PictureShape, ...] = ()  # for the request under way, as memory ran out
         self._most: int | None = None  # shapes that are kept prepared; None is all
+        self._patience, self._went_well = FIRST_PATIENCE, 0
         self._under_way: _UnderWay | None = None
 
     def statuses(self) -> tuple[ShapeStatus, ...]:
@@ -100,22 +115,24 @@ class Preparation:
         """Note that pictures of `shape` were just made: it comes first now, and needs no rehearsal."""
         self._under_way = None
         self._rehearsed |= {shape.promptless}
-        others = [seen for seen in self._seen if seen != shape]
-        self._seen = (shape, *others)[:_KEPT_SEEN]
+        self._seen = _first(shape, self._seen)
+        if shape == self._previous:
+            self._again = _first(shape, self._again)
+        self._mind_memory(shape)
         known = self._known()
         self._refused &= frozenset(known)
         self._rehearsed &= {kept.promptless for kept in known}
+        self._again = tuple(again for again in self._again if again in known)
 
-    def ran_out(self, request: GenerationRequest) -> None:
-        """Note that memory ran out for pictures of `request`: if they were prepared for, too much is."""
-        asked = (request.width, request.height, request.num_images_per_prompt)
-        prepared = self._prepared()
-        if any((shape.width, shape.height, shape.num_images) == asked for shape in prepared):
-            self._keep_at_most(len(prepared) - 1)
+    def ran_out(self) -> None:
+        """Note that memory ran out for the request under way, before anything is given up for it."""
+        self._given_up = self._given_up or tuple(self._prepared())
 
     def interrupt(self) -> None:
         """A request goes first: afterwards, what to do is decided anew."""
         self._under_way = None
+        self._given_up = ()
+        self._previous = self._seen[0] if self._seen else None
 
     def next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
         """Do one piece, or begin it and give way; False when nothing is left to do.
@@ -134,16 +151,20 @@ class Preparation:
             shape = self._next_shape()
             if shape is None:
                 return False
-            pieces = deque(self._pieces(shape, somebody_waits))
-            self._under_way = _UnderWay(shape, pieces, self._engine.times_out_of_memory)
+            if self._is_full_for(shape):
+                self._engine.release()
+            self._under_way = _UnderWay(shape, deque(self._pieces(shape, somebody_waits)))
             changed(self.statuses())
-        shape, pieces = self._under_way.shape, self._under_way.pieces
-        if _attempt(pieces[0], shape) is GAVE_WAY:
+        under_way, times_before = self._under_way, self._engine.times_out_of_memory
+        answer = _attempt(under_way.pieces[0], under_way.shape)
+        if answer is GAVE_WAY:
             return True
-        pieces.popleft()
-        if not pieces:
-            self._settle(self._under_way)
+        under_way.failed |= answer is _RAN_OUT
+        under_way.ran_out |= under_way.failed or self._engine.times_out_of_memory > times_before
+        under_way.pieces.popleft()
+        if not under_way.pieces:
             self._under_way = None
+            self._settle(under_way)
             changed(self.statuses())
         return True
 
@@ -151,23 +172,36 @@ class Preparation:
         """All pieces were tried: what did not work then is not tried again and again, unless others were in its way."""
         shape = under_way.shape
         self._rehearsed |= {shape.promptless}
+        is_prepared = self._engine.is_prepared(shape)
         others = len([other for other in self._prepared() if other != shape])
-        if others and self._engine.times_out_of_memory > under_way.times_out_of_memory:
-            _log.warning("memory ran out while %s was prepared beside %d others: all are given up", shape, others)
-            self._engine.release()
+        is_short = under_way.ran_out and not is_prepared
+        if is_short or (under_way.failed and others):
+            self._engine.release()  # of what failed, too, some may be held
+        if others and (is_short or under_way.failed):
+            _log.warning("memory ran out while %s was prepared beside %d others", shape, others)
             self._keep_at_most(others)
-        elif not self._engine.is_prepared(shape):
+        elif not is_prepared:
             _log.warning("%s could not be prepared: it is drawn without", shape)
             self._refused |= {shape}
 
     def _next_shape(self) -> PictureShape | None:
-        """The shape that is worth most: the one in use, then others of its size, then in the order of the profile."""
+        """The shape that is worth most: the one in use, then others of its size, then in the order of the profile.
+
+        Where memory is short, in use is what was asked for twice in a row.
+        """
         if not self._engine.prepares:
             return None
-        last = self._seen[0] if self._seen else self._presets[0]
-        worth = [shape for shape in self._known(self._seen, self._presets) if shape not in self._refused]
+        in_use = self._seen if self._most is None else self._again
+        last = in_use[0] if in_use else self._presets[0]
+        known = self._known(in_use, self._presets, self._seen)
+        worth = [shape for shape in known if shape not in self._refused]
         worth.sort(key=lambda shape: (shape != last, not shape.is_sized_like(last)))
         return next((shape for shape in worth[: self._most] if not self._is_done(shape)), None)
+
+    def _is_full_for(self, shape: PictureShape) -> bool:
+        if self._most is None or self._engine.is_prepared(shape):
+            return False
+        return len(self._prepared()) >= self._most
 
     def _is_done(self, shape: PictureShape) -> bool:
         return shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
@@ -175,9 +209,22 @@ class Preparation:
     def _prepared(self) -> list[PictureShape]:
         return [shape for shape in self._known() if self._engine.is_prepared(shape)]
 
+    def _mind_memory(self, made: PictureShape) -> None:
+        """A picture of `made` was made: keep fewer if others had to be given up for it, or else, at times, one more."""
+        given_up, self._given_up = self._given_up, ()
+        if len(given_up) == 1 and given_up[0].is_sized_like(made):
+            self._refused |= {shape for shape in self._known() if shape.is_sized_like(made)}
+        elif given_up:
+            self._keep_at_most(len(given_up) - 1)
+        elif self._most is not None:
+            self._went_well += 1
+            if self._went_well >= self._patience:
+                self._most, self._went_well = self._most + 1, 0
+
     def _keep_at_most(self, shapes: int) -> None:
         self._most = max(1, min(shapes, self._most or shapes))
-        _log.warning("as memory is short, sizes are kept prepared from now on: %d, those in use first", self._most)
+        self._patience, self._went_well = min(2 * self._patience, LONGEST_PATIENCE), 0
+        _log.warning("memory is short: %d sizes are kept prepared from now on, those in use first", self._most)
 
     def _pieces(self, shape: PictureShape, somebody_waits: SomebodyWaits) -> tuple[Piece, ...]:
         pieces = self._engine.preparations(shape, somebody_waits)
@@ -211,4 +258,8 @@ def _attempt(piece: Piece, shape: PictureShape) -> object:
         raise
     except ZImageError as error:
         _log.warning("while %s was prepared: %s", shape, str(error))
-        return None
+        return _RAN_OUT if isinstance(error, DeviceMemoryError) else None
+
+
+def _first(shape: PictureShape, others: tuple[PictureShape, ...]) -> tuple[PictureShape, ...]:
+    return (shape, *(other for other in others if other != shape))[:_KEPT_SEEN]
