@@ -193,6 +193,18 @@ class TestStayingQuiet:
         assert not queue.stays_quiet()
 
 
+def test_whoever_waits_for_a_job_that_is_gone_again_may_go_on_with_what_can_wait():
+    queue, answers = filled("a1"), []
+    assert queue.remove("a1")
+    assert queue.take() is None
+    assert not queue.closed
+    waiting = threading.Thread(target=lambda: answers.append(queue.take()))
+    waiting.start()
+    queue.put(job("a2"))  # that was told once
+    waiting.join(10)
+    assert [each.job_id for each in answers] == ["a2"]
+
+
 class TestWhatIsAnnounced:
     def test_it_takes_no_place_and_no_turn(self):
         queue = filled("a1", capacity=1)

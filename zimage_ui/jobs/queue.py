@@ -61,6 +61,7 @@ class JobQueue:
         self._length = 0
         self._closed = False
         self._announced: GenerationRequest | None = None
+        self._withdrawn = False  # a job that the consumer may have given up something for
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -117,9 +118,14 @@ class JobQueue:
                 self._announced = None
 
     def take(self) -> Job | None:
-        """Wait for the next job and take it out; None when the queue is `closed`, or something announced and no job."""
+        """Wait for the next job and take it out.
+
+        Returns:
+            None when the queue is `closed`; and when no job waits, but something is announced, or one was removed.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.wanted or self._announced is not None)
+            self._changed.wait_for(lambda: self.wanted or self._announced is not None or self._withdrawn)
+            self._withdrawn = False
             if self._closed or not self._length:
                 return None
             client, lane = next(iter(self._lanes.items()))
@@ -147,6 +153,8 @@ class JobQueue:
                     if job.job_id == job_id:
                         lane.remove(job)
                         self._leave(client, turn_over=False)
+                        self._withdrawn = True
+                        self._changed.notify()
                         return True
             return False
 
