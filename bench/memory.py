@@ -125,12 +125,13 @@ def _gain(figures: Mapping[str, Any]) -> str:
     totals = [figures[name]["median_ms"]["total"] for name in ("written", "in_turn")]
     drawn = [picture for name in ("in_turn", "ahead", "written") for picture in figures[name]["pictures"]]
     unprepared = sum(picture["warm"] is False for picture in drawn)
+    told_unprepared = f". {unprepared} of {len(drawn)} were drawn unprepared" if unprepared else ""
     return (
         f"{ahead['median']:.1f} ms from picture to picture instead of {in_turn['median']:.1f} "
         f"({figures['times_as_fast']:.2f} x), plan {figures['plan']}; {figures['ahead']['encoded_ahead']} of "
         f"{ahead['count']} prompts encoded ahead. A picture whose prompt was encoded while it was written: "
         f"{totals[0]:.1f} ms instead of {totals[1]:.1f}; encoding took {written['encoding_ms']['median']:.1f} ms before"
-        f"{f'. {unprepared} of {len(drawn)} were drawn unprepared' if unprepared else ''}"
+        f"{told_unprepared}"
     )
 
 

@@ -18,6 +18,7 @@ from zimage_ui.generator.preparation import _KEPT_SEEN, CAPTION_TOKENS, Preparat
 from zimage_ui.generator.profiles import PROFILES
 
 SMALL, LARGE, WIDE = (64, 64), (128, 128), (128, 64)
+SMALLS = {PictureShape(*SMALL, tokens) for tokens in CAPTION_TOKENS}
 PROFILE = ModelProfile(
     name="mini",
     num_inference_steps=3,
@@ -114,7 +115,7 @@ def books() -> Books:
 def preparation(books: Books) -> Preparation:
     """With the default size warm, as the warm-up leaves it."""
     preparation = Preparation(books, PROFILE)
-    books.prepared |= {PictureShape(*SMALL, tokens) for tokens in CAPTION_TOKENS}
+    books.prepared |= SMALLS
     preparation.made(PictureShape(*SMALL, 32))
     return preparation
 
@@ -244,10 +245,7 @@ class TestOutOfMemory:
         books.prepared.clear()
         alone = Preparation(books, replace(PROFILE, sizes=(SMALL,)))
         finish(alone)
-        assert books.prepared == {PictureShape(*SMALL, tokens) for tokens in CAPTION_TOKENS}
-
-
-SMALLS = {PictureShape(*SMALL, tokens) for tokens in CAPTION_TOKENS}
+        assert books.prepared == SMALLS
 
 
 class TestTooLittleMemoryForAll:

@@ -10,10 +10,35 @@ import torch
 from zimage_ui.generator.base import DeviceMemory
 from zimage_ui.generator.components import MemoryPlan
 
-# How many jobs have to go well before the plan above is tried again, the first time and at most: what failed because
-# another program held the memory may work now, what is simply too large costs one failed attempt in 64 jobs.
+# How many jobs have to go well before what memory ran out for is tried again, the first time and at most: what failed
+# because another program held the memory may work now, what is simply too large costs one failed attempt in 64 jobs.
 FIRST_PATIENCE = 8
 LONGEST_PATIENCE = 64
+
+
+class Patience:
+    """How many jobs have to go well before something is tried that memory ran out for."""
+
+    def __init__(self) -> None:
+        self._jobs = FIRST_PATIENCE
+        self._went_well = 0
+
+    def went_well(self) -> bool:
+        """A job was made; whether that is enough now. Then counting begins anew."""
+        self._went_well += 1
+        is_enough = self._went_well >= self._jobs
+        if is_enough:
+            self._went_well = 0
+        return is_enough
+
+    def begin_anew(self) -> None:
+        """Count from nothing."""
+        self._went_well = 0
+
+    def grow(self) -> None:
+        """Count from nothing, and to twice as many, within bounds."""
+        self._jobs = min(2 * self._jobs, LONGEST_PATIENCE)
+        self.begin_anew()
 
 
 class MemoryLadder:
@@ -28,8 +53,7 @@ class MemoryLadder:
     def __init__(self, plan: MemoryPlan, device: torch.device) -> None:
         self._rungs = _rungs(plan, device)
         self._too_much: dict[MemoryPlan, int] = {}
-        self._patience = FIRST_PATIENCE
-        self._went_well = 0
+        self._patience = Patience()
 
     def plan_for(self, pixels: int, may_do: Callable[[MemoryPlan], bool] = lambda _: True) -> MemoryPlan:
         """The fastest plan that is not known to be too large for `pixels`; the smallest one when all are.
@@ -49,7 +73,7 @@ class MemoryLadder:
         What ran out while `decoding` needs tiles, and what ran out before needs less of the model on the device: plans
         that bring nothing of the kind are passed over.
         """
-        self._went_well = 0
+        self._patience.begin_anew()
         place = self._rungs.index(plan)
         below = self._rungs[place + 1 :]
         helps = [rung for rung in below if (rung.tiles_decode if decoding else rung.weights_away > plan.weights_away)]
@@ -62,12 +86,8 @@ class MemoryLadder:
     def went_well(self, plan: MemoryPlan) -> None:
         """A job was made with `plan`; after enough of them the plan above is no longer held to be too small."""
         place = self._rungs.index(plan)
-        if place == 0:
-            return
-        self._went_well += 1
-        if self._went_well >= self._patience:
-            self._went_well = 0
-            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+        if place > 0 and self._patience.went_well():
+            self._patience.grow()
             self._too_much.pop(self._rungs[place - 1], None)
 
 

@@ -28,7 +28,7 @@ from zimage_ui.generator.base import (
 )
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
-from zimage_ui.generator.memory import FIRST_PATIENCE, LONGEST_PATIENCE
+from zimage_ui.generator.memory import Patience
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Preparation:
         self._previous: PictureShape | None = None  # what was made before the request under way
         self._given_up: tuple[PictureShape, ...] = ()  # for the request under way, as memory ran out
         self._most: int | None = None  # shapes that are kept prepared; None is all
-        self._patience, self._went_well = FIRST_PATIENCE, 0
+        self._patience = Patience()
         self._under_way: _UnderWay | None = None
 
     def statuses(self) -> tuple[ShapeStatus, ...]:
@@ -173,14 +173,15 @@ class Preparation:
         shape = under_way.shape
         self._rehearsed |= {shape.promptless}
         is_prepared = self._engine.is_prepared(shape)
-        others = len([other for other in self._prepared() if other != shape])
-        is_short = under_way.ran_out and not is_prepared
-        if is_short or (under_way.failed and others):
+        others = sum(other != shape for other in self._prepared())
+        if is_prepared and not (under_way.failed and others):
+            return
+        if under_way.ran_out:
             self._engine.release()  # of what failed, too, some may be held
-        if others and (is_short or under_way.failed):
+        if under_way.ran_out and others:
             _log.warning("memory ran out while %s was prepared beside %d others", shape, others)
             self._keep_at_most(others)
-        elif not is_prepared:
+        else:
             _log.warning("%s could not be prepared: it is drawn without", shape)
             self._refused |= {shape}
 
@@ -216,14 +217,12 @@ class Preparation:
             self._refused |= {shape for shape in self._known() if shape.is_sized_like(made)}
         elif given_up:
             self._keep_at_most(len(given_up) - 1)
-        elif self._most is not None:
-            self._went_well += 1
-            if self._went_well >= self._patience:
-                self._most, self._went_well = self._most + 1, 0
+        elif self._most is not None and self._patience.went_well():
+            self._most += 1
 
     def _keep_at_most(self, shapes: int) -> None:
         self._most = max(1, min(shapes, self._most or shapes))
-        self._patience, self._went_well = min(2 * self._patience, LONGEST_PATIENCE), 0
+        self._patience.grow()
         _log.warning("memory is short: %d sizes are kept prepared from now on, those in use first", self._most)
 
     def _pieces(self, shape: PictureShape, somebody_waits: SomebodyWaits) -> tuple[Piece, ...]:

@@ -1,5 +1,6 @@
 // The form's other half. Gradio holds the values and carries them to the handlers; here are the words in the language
-// of the page, what is remembered, the keys that generate, and the answers. Gradio calls `globalThis.zimage.*`.
+// of the page, what is remembered, the keys that generate, what is announced while it is written, and the answers.
+// Gradio calls `globalThis.zimage.*`.
 
 import { config } from "./config.js";
 import { activeJobs, currentJob, model, select, state, subscribe } from "./store.js";
