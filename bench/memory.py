@@ -3,7 +3,8 @@
 For each pair of a card's size and a precision, in a process of its own that may take no more than such a card would
 leave it (its size less half a GiB for a context and a desktop): the product's generator loads the full-size model, with
 the plan that it chooses itself, and draws pictures of a shape that nobody has prepared; then the shape is prepared,
-and further ones are drawn. Every prompt is a new one, so a text encoder that is away has to come for each.
+and further ones are drawn; then all other shapes are, as far as there is memory, and further ones are drawn. Every
+prompt is a new one, so a text encoder that is away has to come for each.
 
 Stored are the plan and its reason, the layers streamed, the time to load, the peaks of memory beside the cap, and the
 times of the stages. A pair that fails is stored with its error, and the others go on. These are caps on one GPU, not
@@ -35,7 +36,7 @@ CARDS_GIB = (24, 16, 12, 8)
 AHEAD_GIB, AHEAD_PRECISION = 16, Precision.EXACT
 HEADS = (
     "card, GiB", "picture", "precision", "plan", "streamed", "loaded, s", "peak loading, GiB", "allocated", "reserved",
-    "cap", "unprepared, ms", "prepared, ms", *STAGES[:-1], "holds",
+    "cap", "unprepared, ms", "prepared, ms", *STAGES[:-1], "shapes prepared", "beside them, ms", "holds",
 )  # fmt: skip
 _LEFT = {HEADS.index(name) for name in ("precision", "plan", "holds")}
 _GIB = 2**30
@@ -115,6 +116,8 @@ def _row(size: str, card_gib: str, precision: str, figures: Mapping[str, Any]) -
         f"{figures['load_s']:.1f}",
         *("-" if size_bytes is None else f"{size_bytes / _GIB:.2f}" for size_bytes in memory),
         *(f"{ms:.1f}" for ms in times_ms),
+        f"{figures['shapes']['warm']} of {figures['shapes']['known']}",
+        f"{figures['beside_others']['median_ms']['total']:.1f}",
         "no" if figures["broken"] else "yes" if figures["cap_bytes"] else "no cap",
     ]
 
@@ -149,7 +152,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", type=parse_size, help="of the pictures, WIDTHxHEIGHT [1024x1024; --tiny 64x64]")
     parser.add_argument("--cold", type=int, default=2, help="pictures of the unprepared shape, one at least [2]")
-    parser.add_argument("--warm", type=int, default=3, help="pictures of the prepared shape, one at least [3]")
+    parser.add_argument(
+        "--warm", type=int, default=3, help="pictures of the prepared shape, alone and beside all, one at least [3]"
+    )
     parser.add_argument(
         "--ahead", type=int, nargs="?", const=8, default=0, metavar="N",
         help="measure encoding ahead, too, N times each way [8]",

@@ -33,8 +33,9 @@ Figures = dict[str, Any]
 # What a context and a desktop take of a card.
 TAKEN_BYTES = 2**29
 STAGES = ("encode", "sample", "decode", "total")
-# The parts of what `prove` measures in which memory is taken for pictures.
+# The parts of what `prove` measures in which memory is taken for pictures of one size; and for those beside all others.
 DRAWING = ("preview", "cold", "preparing", "warm")
+BESIDE_OTHERS = ("preparing_others", "beside_others")
 _PROMPT_SEED = 1
 _CACHE_BYTES = 2**20
 
@@ -141,6 +142,11 @@ class SmallCard:
         print(f"  prepared: {prepared}, in {seconds:.1f} s", flush=True)
         return {"prepared": prepared, "prepare_s": seconds, **_peaks(counted(self._device))}
 
+    def shapes(self) -> Figures:
+        """How many shapes there are, and how many of them are prepared: "known" and "warm"; both 0 on a CPU."""
+        states = [shape.state for shape in self.generator.shapes()]
+        return {"known": len(states), "warm": states.count(ShapeState.WARM)}
+
     def allocation_retries(self) -> int | None:
         """How often an allocation had to wait until kept memory was given back; None where nobody counts."""
         import torch
@@ -186,12 +192,12 @@ def keep_to(card_gib: int) -> int | None:
 
 
 def prove(trial: Trial, cold: int, warm: int) -> Figures:
-    """Pictures of a shape that nobody has prepared, then the same prepared, each of a new prompt.
+    """Pictures of a shape that nobody has prepared, the same prepared, and again beside all others; of new prompts.
 
     Args:
         trial: what is drawn.
         cold: how many pictures before preparing.
-        warm: how many afterwards.
+        warm: how many once that shape is prepared, and how many once all others are, as far as memory goes.
 
     Raises:
         ZImageError: it could not be loaded or drawn.
@@ -203,6 +209,9 @@ def prove(trial: Trial, cold: int, warm: int) -> Figures:
         "cold": _series(card, prompts, cold),
         "preparing": card.prepare(),
         "warm": _series(card, prompts, warm),
+        "preparing_others": card.prepare(all_shapes=True),
+        "beside_others": _series(card, prompts, warm),
+        "shapes": card.shapes(),
         "allocation_retries": card.allocation_retries(),
     }
     return {**figures, "broken": broken(figures)}
@@ -232,12 +241,16 @@ def compare_ahead(trial: Trial, pictures: int) -> Figures:
 def broken(figures: Mapping[str, Any]) -> list[str]:
     """What of a plan did not hold in `figures`; empty where it did."""
     found, cap_bytes, chosen = [], figures["cap_bytes"], figures["plan"]
-    others = sorted({*figures["cold"]["plans"], *figures["warm"]["plans"]} - {chosen})
+    series = [figures[name] for name in ("cold", "warm", "beside_others")]
+    others = sorted({plan for each in series for plan in each["plans"]} - {chosen})
     if others:
         found.append(f"drawn with {', '.join(others)} instead of {chosen}")
     if figures["preparing"]["prepared"] is False:
         found.append("the shape could not be prepared")
-    peak_bytes = highest(figures, "reserved_peak_bytes", ("loading", *DRAWING))
+    unprepared = sum(picture["warm"] is False for each in series[1:] for picture in each["pictures"])
+    if unprepared:
+        found.append(f"{unprepared} pictures of the prepared shape were drawn unprepared")
+    peak_bytes = highest(figures, "reserved_peak_bytes", ("loading", *DRAWING, *BESIDE_OTHERS))
     if cap_bytes is not None and peak_bytes is not None and peak_bytes > cap_bytes:
         found.append(f"{peak_bytes} bytes were reserved, {cap_bytes} were allowed")
     return found

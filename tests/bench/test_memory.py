@@ -19,10 +19,11 @@ def peaks(allocated: float, reserved: float) -> dict[str, Any]:
     return {"allocated_peak_bytes": int(allocated * GIB), "reserved_peak_bytes": int(reserved * GIB)}
 
 
-def series(total: float, plan: str = "streamed") -> dict[str, Any]:
+def series(total: float, plan: str = "streamed", *, warm: bool | None = True) -> dict[str, Any]:
     return {
         "median_ms": {"encode": 400.0, "sample": 2000.0, "decode": 100.0, "total": total},
         "plans": [plan],
+        "pictures": [{"warm": warm}] * 2,
         **peaks(10.5, 11.0),
     }
 
@@ -36,9 +37,12 @@ HELD = {
     "load_s": 20.5,
     "loading": peaks(10.25, 10.5),
     "preview": peaks(10.0, 10.5),
-    "cold": series(3000.0),
+    "cold": series(3000.0, warm=False),
     "preparing": {"prepared": True, "prepare_s": 9.0, **peaks(11.0, 11.25)},
     "warm": series(2500.0),
+    "preparing_others": {"prepared": True, "prepare_s": 40.0, **peaks(11.25, 11.5)},
+    "beside_others": series(2501.0),
+    "shapes": {"known": 16, "warm": 14},
     "broken": [],
 }
 AHEAD = {
@@ -77,6 +81,7 @@ def test_the_largest_card_comes_first_and_a_failed_one_last():
     cells = dict(zip(memory.HEADS, rows[0], strict=True))
     assert (cells["allocated"], cells["reserved"], cells["cap"]) == ("11.00", "11.25", "11.50")
     assert (cells["unprepared, ms"], cells["prepared, ms"], cells["encode"]) == ("3000.0", "2500.0", "400.0")
+    assert (cells["shapes prepared"], cells["beside them, ms"]) == ("14 of 16", "2501.0")
 
 
 def test_the_text_says_why_and_what_encoding_ahead_brings():
@@ -97,6 +102,13 @@ def test_the_text_says_why_and_what_encoding_ahead_brings():
         ({}, []),
         ({"warm": series(1.0, "smallest")}, ["drawn with smallest instead of streamed"]),
         ({"preparing": {"prepared": False, **peaks(11, 11)}}, ["the shape could not be prepared"]),
+        ({"beside_others": series(1.0, "smallest")}, ["drawn with smallest instead of streamed"]),
+        ({"warm": series(1.0, warm=None), "beside_others": series(1.0, warm=None)}, []),
+        ({"beside_others": series(1.0, warm=False)}, ["2 pictures of the prepared shape were drawn unprepared"]),
+        (
+            {"preparing_others": {"prepared": True, **peaks(11, 12)}},
+            [f"{12 * GIB} bytes were reserved, {int(11.5 * GIB)} were allowed"],
+        ),
         ({"loading": peaks(10, 12)}, [f"{12 * GIB} bytes were reserved, {int(11.5 * GIB)} were allowed"]),
         ({"loading": peaks(10, 12), "cap_bytes": None}, []),
     ],
@@ -166,7 +178,8 @@ class TestATinyModelOnTheCpu:
         assert (figures["plan"], figures["streamed_layers"], figures["cap_bytes"]) == ("resident", 0, None)
         assert "there is nothing to move" in figures["reason"]
         assert (figures["broken"], figures["preparing"]["prepared"]) == ([], None)
-        assert (len(figures["cold"]["pictures"]), len(figures["warm"]["pictures"])) == (1, 2)
+        drawn = [len(figures[series]["pictures"]) for series in ("cold", "warm", "beside_others")]
+        assert (drawn, figures["shapes"]) == ([1, 2, 2], {"known": 0, "warm": 0})
         for picture in figures["warm"]["pictures"]:
             assert picture["encode"] > 0
             assert (picture["drawn"], picture["precision"]) == (["64x64"], "exact")
