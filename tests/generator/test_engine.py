@@ -24,8 +24,10 @@ from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
+from zimage_ui.generator.fast.graphs import SharedRecorder
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.fast.step import EAGER
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder
 from zimage_ui.request import GenerationRequest, SchedulerName
 from zimage_ui.stages import MonotonicClock, Stage
 
@@ -524,6 +526,26 @@ class TestPreparedShapes:
         make(engine, request(width=96, num_images_per_prompt=2))
         make(engine, request(guidance_scale=3.0, negative_prompt="a blue dog " * 20))
         assert made == [PictureShape(96, 64, 32, 2), PictureShape(64, 64, 96), PictureShape(64, 64, 32)]
+
+    def test_where_the_text_encoder_is_away_all_sizes_are_recorded_by_one_recorder(
+        self, engine, components, monkeypatch
+    ):
+        """A recorder is a pool of memory: with one for each picture made in between, a small card holds few sizes."""
+        monkeypatch.setattr(FastTextEncoder, "_weights_are_here", False)
+        made: list[ReplayingRecorder] = []
+
+        def make_recorder() -> ReplayingRecorder:
+            made.append(ReplayingRecorder())
+            return made[-1]
+
+        components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
+        engine = Engine(components, 1 << 20, SharedRecorder(make_recorder).renewed)
+        before = len(made)
+        for width, height in ((64, 64), (96, 64), (64, 96)):
+            assert engine.prepare(width, height, 32)
+            assert make(engine, request(width=width, height=height)).shape_warm
+        assert len(made) == before
+        assert made[-1].recorded == 1 + 3 + 3  # refining the caption, steps, decoding
 
     def test_pieces_prepare_one_after_the_other_and_cost_nothing_again(self, engine, recorder):
         for pieces in (engine.preparations(self.SHAPE), engine.preparations(self.SHAPE)):

@@ -142,7 +142,17 @@ class TestRecordings:
         assert recordings.release()
         assert 1 not in recordings
         assert self.prepared(recordings, 1)
-        assert [recorder.recorded for recorder in made] == [0, 1, 1]
+        assert [recorder.recorded for recorder in made] == [1, 1]
+
+    def test_a_part_that_holds_nothing_leaves_the_others_their_recorder_when_it_is_released(self, made):
+        """Else each picture would give what is prepared after it a pool of memory of its own: see `Engine._settle`."""
+        shared = SharedRecorder(self.maker(made))
+        holds, empty = (Recordings[int, str](2, shared.renewed, ["usual"]) for _ in range(2))
+        assert self.prepared(holds, 1)
+        before = len(made)
+        assert not empty.release()
+        assert self.prepared(holds, 2)
+        assert (len(made), made[-1].recorded) == (before, 2)
 
     def test_what_is_ready_without_a_recording_holds_no_memory(self, recordings, made):
         assert recordings.prepare(1, lambda way, recorder: torch.neg, "negating")

@@ -224,7 +224,8 @@ class Recordings(Generic[_Key, _Way]):
         """
         held_memory = any(isinstance(kept, RecordedFunction) for kept in self._kept.values())
         self._kept.clear()
-        self._renew_recorder()  # a pool whose last graph is gone takes no more
+        if held_memory:  # a pool whose last graph is gone takes no more; without need, the other parts keep theirs
+            self._renew_recorder()
         return held_memory
 
     def _failed(self, way: _Way) -> None:
