@@ -153,6 +153,7 @@ class TestWhatIsStillWritten:
             assert answer.value.status == 204
             person.generate.click()
             expect(person.account).to_contain_text("prompt encoded ahead, 40 ms")
+            expect(person.page.locator("zi-strip img")).to_have_count(1)  # saved, and so no longer under way
             assert len(studio.services.jobs.board.recent(9)) == 1
 
     def test_what_comes_back_with_the_page_is_announced_too(
