@@ -277,11 +277,54 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         kept = set(books.prepared)
-        for number in range(8):
-            asked(preparation, books, PictureShape(*(WIDE, (48, 48), (32, 32))[number % 3], 64))
+        for size in (WIDE, (48, 48), (32, 32)):
+            asked(preparation, books, PictureShape(*size, 64))
             finish(preparation)
         assert kept == books.prepared
         assert books.releases == 1
+
+    def test_sizes_that_are_asked_for_in_turns_take_the_place_of_what_nobody_asks_for(
+        self, books: Books, preparation: Preparation
+    ) -> None:
+        books.room = 4
+        finish(preparation)
+        turns = [PictureShape(*WIDE, 64), PictureShape(48, 48, 64)]
+        for number in range(10):
+            asked(preparation, books, turns[number % 2])
+            finish(preparation)
+        assert set(turns) < books.prepared
+        assert books.releases <= 3
+
+    def test_of_more_sizes_in_turns_than_fit_so_many_stay_as_do(self, books: Books, preparation: Preparation) -> None:
+        books.room = 4
+        finish(preparation)
+        turns = [PictureShape(side, side, 64) for side in (32, 48, 80, 96, 112)]
+        for number in range(25):
+            asked(preparation, books, turns[number % 5])
+            finish(preparation)
+        kept, releases = set(books.prepared), books.releases
+        for number in range(10):
+            asked(preparation, books, turns[number % 5])
+            finish(preparation)
+        assert (books.prepared, books.releases) == (kept, releases)
+        assert kept < set(turns)
+
+    def test_going_to_and_fro_between_what_is_kept_gives_nothing_up(
+        self, books: Books, preparation: Preparation
+    ) -> None:
+        """A prompt's other length, which nobody asked for, is no reason to."""
+        books.room = 4
+        finish(preparation)
+        turns = [PictureShape(*WIDE, 64), PictureShape(48, 48, 64)]
+        for number in range(4):
+            asked(preparation, books, turns[number // 2])
+            finish(preparation)
+        assert set(turns) < books.prepared
+        releases = books.releases
+        for number in range(FIRST_PATIENCE):
+            asked(preparation, books, turns[number // 2 % 2])
+            finish(preparation)
+        assert books.releases == releases
 
     def test_what_is_asked_for_twice_does_and_its_size_with_it(self, books: Books, preparation: Preparation) -> None:
         books.room = 4
@@ -323,6 +366,21 @@ class TestTooLittleMemoryForAll:
             asked(preparation, books, PictureShape(*SMALL, 32))
             finish(preparation)
         assert not books.prepared & SMALLS
+
+    def test_a_size_that_finds_no_memory_beside_any_other_does_not_run_out_each_time(
+        self, books: Books, preparation: Preparation
+    ) -> None:
+        books.beside = 0
+        finish(preparation)
+        for _ in range(12):
+            asked(preparation, books, PictureShape(*SMALL, 32))
+            finish(preparation)
+        assert books.prepared == set()
+        releases = books.releases
+        for _ in range(FIRST_PATIENCE):
+            asked(preparation, books, PictureShape(*SMALL, 32))
+            finish(preparation)
+        assert books.releases == releases
 
     def test_one_that_is_given_up_for_another_size_is_kept_all_the_same(
         self, books: Books, preparation: Preparation

@@ -4,9 +4,10 @@ Nothing is kept here that the engine knows better: a shape is warm when the engi
 because memory ran out are cold again and get their turn again, without anybody telling.
 
 A small card has no room for all of them beside the pictures themselves. Where memory runs out while one is prepared, or
-for a picture that could be made once all were given up, fewer are kept from then on: those that were asked for twice in
-a row, then the profile's. Nothing less takes the place of what is kept, or people who ask for sizes in turns would find
-each of them cold. After some pictures that went well one more is tried.
+for a picture that could be made once all were given up, fewer are kept from then on: those that were asked for twice of
+late, then the profile's. For a new one all that is kept is given up. So what was asked for twice in a row takes any
+place, and twice of late that of what nobody asked for; nothing else does, or people who ask for more sizes in turns
+than fit would find each of them cold. After some pictures that went well one more is tried.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ CAPTION_TOKENS = (32, 64)
 # Shapes that people asked for and no profile has, those that were used last. With the profiles' own they are fewer than
 # the engine's parts keep at a time: what was prepared for one never has to go for another.
 _KEPT_SEEN = 8
+# Pictures that are "of late": so many that all of as many sizes in turns as are remembered were asked for twice.
+_LATE = 2 * _KEPT_SEEN
 # What a piece answers for which there was too little memory.
 _RAN_OUT = object()
 
@@ -100,8 +103,9 @@ class Preparation:
         self._seen: tuple[PictureShape, ...] = ()  # the last first
         self._rehearsed: frozenset[PictureShape] = frozenset()  # without prompts: they make no difference
         self._refused: frozenset[PictureShape] = frozenset()
-        self._again: tuple[PictureShape, ...] = ()  # those that were asked for twice in a row, the last first
+        self._late: deque[PictureShape] = deque(maxlen=_LATE)  # of the last pictures, the last first
         self._previous: PictureShape | None = None  # what was made before the request under way
+        self._in_a_row: PictureShape | None = None  # what was made last, if the same was before
         self._given_up: tuple[PictureShape, ...] = ()  # for the request under way, as memory ran out
         self._most: int | None = None  # shapes that are kept prepared; None is all
         self._patience = Patience()
@@ -116,13 +120,12 @@ class Preparation:
         self._under_way = None
         self._rehearsed |= {shape.promptless}
         self._seen = _first(shape, self._seen)
-        if shape == self._previous:
-            self._again = _first(shape, self._again)
+        self._late.appendleft(shape)
+        self._in_a_row = shape if shape == self._previous else None
         self._mind_memory(shape)
         known = self._known()
         self._refused &= frozenset(known)
         self._rehearsed &= {kept.promptless for kept in known}
-        self._again = tuple(again for again in self._again if again in known)
 
     def ran_out(self) -> None:
         """Note that memory ran out for the request under way, before anything is given up for it."""
@@ -151,7 +154,7 @@ class Preparation:
             shape = self._next_shape()
             if shape is None:
                 return False
-            if self._is_full_for(shape):
+            if self._is_full() and not self._engine.is_prepared(shape):
                 self._engine.release()
             self._under_way = _UnderWay(shape, deque(self._pieces(shape, somebody_waits)))
             changed(self.statuses())
@@ -186,23 +189,39 @@ class Preparation:
             self._refused |= {shape}
 
     def _next_shape(self) -> PictureShape | None:
-        """The shape that is worth most: the one in use, then others of its size, then in the order of the profile.
+        """The shape that is worth most: the last one in use, then others of its size, then in the order of the profile.
 
-        Where memory is short, in use is what was asked for twice in a row.
+        Where memory is short, all that are in use come before others of a size, and once so many are prepared as are
+        kept, only those count that may take another's place.
         """
         if not self._engine.prepares:
             return None
-        in_use = self._seen if self._most is None else self._again
+        in_use = self._in_use()
         last = in_use[0] if in_use else self._presets[0]
         known = self._known(in_use, self._presets, self._seen)
         worth = [shape for shape in known if shape not in self._refused]
-        worth.sort(key=lambda shape: (shape != last, not shape.is_sized_like(last)))
-        return next((shape for shape in worth[: self._most] if not self._is_done(shape)), None)
+        if self._most is None:
+            worth.sort(key=lambda shape: (shape != last, not shape.is_sized_like(last)))
+        else:
+            worth.sort(key=lambda shape: (shape not in in_use, not shape.is_sized_like(last)))
+        worth = [shape for shape in worth[: self._most] if not self._is_done(shape)]
+        if self._is_full():
+            worth = [shape for shape in worth if self._engine.is_prepared(shape) or self._takes_a_place(shape)]
+        return next(iter(worth), None)
 
-    def _is_full_for(self, shape: PictureShape) -> bool:
-        if self._most is None or self._engine.is_prepared(shape):
-            return False
-        return len(self._prepared()) >= self._most
+    def _in_use(self) -> tuple[PictureShape, ...]:
+        """What was asked for, the last first; where memory is short, what was asked for twice of late."""
+        if self._most is None:
+            return self._seen
+        known = self._known()
+        return tuple(dict.fromkeys(shape for shape in self._late if self._late.count(shape) > 1 and shape in known))
+
+    def _takes_a_place(self, shape: PictureShape) -> bool:
+        is_any_idle = any(prepared not in self._late for prepared in self._prepared())
+        return shape == self._in_a_row or (is_any_idle and shape in self._in_use())
+
+    def _is_full(self) -> bool:
+        return self._most is not None and len(self._prepared()) >= self._most
 
     def _is_done(self, shape: PictureShape) -> bool:
         return shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
@@ -211,17 +230,21 @@ class Preparation:
         return [shape for shape in self._known() if self._engine.is_prepared(shape)]
 
     def _mind_memory(self, made: PictureShape) -> None:
-        """A picture of `made` was made: keep fewer if others had to be given up for it, or else, at times, one more."""
+        """A picture of `made` was made: keep fewer if others had to be given up for it, or else, at times, one more.
+
+        The last one goes, too, where what it is given up for is in use: or that would run out of memory each time.
+        """
         given_up, self._given_up = self._given_up, ()
         if len(given_up) == 1 and given_up[0].is_sized_like(made):
             self._refused |= {shape for shape in self._known() if shape.is_sized_like(made)}
         elif given_up:
-            self._keep_at_most(len(given_up) - 1)
+            least = 0 if made in self._in_use() else 1
+            self._keep_at_most(max(least, len(given_up) - 1))
         elif self._most is not None and self._patience.went_well():
             self._most += 1
 
     def _keep_at_most(self, shapes: int) -> None:
-        self._most = max(1, min(shapes, self._most or shapes))
+        self._most = shapes if self._most is None else min(shapes, self._most)
         self._patience.grow()
         _log.warning("memory is short: %d sizes are kept prepared from now on, those in use first", self._most)
 
