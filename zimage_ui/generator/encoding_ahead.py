@@ -31,7 +31,7 @@ from zimage_ui.generator.components import Components
 from zimage_ui.generator.embedding_cache import PromptEmbedding
 from zimage_ui.generator.encoding import TokenizedPrompt, tokenize, with_layers
 from zimage_ui.generator.fast.attempts import attempt
-from zimage_ui.generator.fast.text_encoder import embedded
+from zimage_ui.generator.fast.text_encoder import embedded, through_stock
 from zimage_ui.generator.transfers import to_host
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class PromptsAhead:
             watch = stopwatch(self._components.device)
             watch.start()
             layers = under_way.left.pop(0)
-            under_way.rows = layers(inputs_embeds=under_way.rows[None], use_cache=False).last_hidden_state[0]
+            under_way.rows = through_stock(layers, under_way.rows)
             if not under_way.left:
                 under_way.rows = to_host(under_way.rows)
             watch.stop()

@@ -347,7 +347,7 @@ class Engine:
         job.begin(Stage.DECODE)
         images = self._decode(job, steps.sampled, tiled=plan.tiles_decode)
         job.clock.stop()
-        for shape in shapes:
+        for shape in dict.fromkeys(shapes):  # with guidance two prompts, often of one length
             self.on_made(shape)
         return GenerationResult(
             images=images,

@@ -134,8 +134,13 @@ def rotary_tables(tokens: int, frequencies: torch.Tensor) -> _Tables:
 
 def encode_tokens(text_encoder: Qwen3Model, ids: list[int], device: torch.device) -> torch.Tensor:
     """The features of each token, (tokens, features), computed on `device` by the stock module."""
-    rows = embedded(text_encoder, ids, device)
-    return text_encoder(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
+    return through_stock(text_encoder, embedded(text_encoder, ids, device))
+
+
+def through_stock(layers: Qwen3Model, rows: torch.Tensor) -> torch.Tensor:
+    """What the stock module makes of `rows`, (tokens, features), whatever their number."""
+    with sdpa_kernel(_BACKENDS):
+        return layers(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
 
 class FastTextEncoder:
