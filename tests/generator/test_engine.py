@@ -547,6 +547,15 @@ class TestPreparedShapes:
         assert len(made) == before
         assert made[-1].recorded == 1 + 3 + 3  # refining the caption, steps, decoding
 
+    def test_after_a_job_for_which_the_text_encoder_left_it_is_prepared_anew(self, engine):
+        assert engine.prepare(64, 64, 32)
+        engine._settle(MemoryPlan.TEXT_ENCODER_OFFLOADED)
+        engine._settle(MemoryPlan.RESIDENT)
+        assert not engine.is_prepared(self.SHAPE)
+        assert make(engine, request()).shape_warm is False
+        assert engine.prepare(64, 64, 32)
+        assert engine._text_encoder.is_prepared(32)
+
     def test_pieces_prepare_one_after_the_other_and_cost_nothing_again(self, engine, recorder):
         for pieces in (engine.preparations(self.SHAPE), engine.preparations(self.SHAPE)):
             for piece in pieces:

@@ -40,12 +40,13 @@ class Books:
         too_large: sizes that do not fit alone, and leave a residue that takes all the room.
         harmless: how many allocations still fail without harm.
         beside: how many prepared shapes a picture finds memory beside.
+        releases, given_back: how often all was given up, and how often memory went back to the driver with it.
     """
 
     def __init__(self) -> None:
         self.room = self.beside = 1_000
         self.too_large: set[tuple[int, int]] = set()
-        self.residue = self.harmless = self.releases = 0
+        self.residue = self.harmless = self.releases = self.given_back = 0
         self.times_out_of_memory = 0
         self.prepares = True
         self.done: list[tuple[str, PictureShape]] = []
@@ -66,8 +67,9 @@ class Books:
     def rehearse(self, shape: PictureShape) -> None:
         self._do("rehearsal", shape)
 
-    def release(self) -> bool:
+    def release(self, *, ran_out: bool) -> bool:
         self.releases += 1
+        self.given_back += ran_out
         self.residue = 0
         self.prepared.clear()
         return True
@@ -76,7 +78,7 @@ class Books:
         """What the engine does for a picture when memory runs out."""
         if len(self.prepared) > self.beside:
             preparation.ran_out()
-            self.release()
+            self.release(ran_out=True)
 
     def _do(self, piece: str, shape: PictureShape) -> None:
         self.done.append((piece, shape))
@@ -309,6 +311,16 @@ class TestTooLittleMemoryForAll:
         assert (books.prepared, books.releases) == (kept, releases)
         assert kept < set(turns)
 
+    def test_only_where_memory_ran_out_it_is_given_back(self, books: Books, preparation: Preparation) -> None:
+        """It takes time, and what takes the others' place needs it at once."""
+        books.room = 4
+        finish(preparation)
+        assert (books.releases, books.given_back) == (1, 1)
+        for _ in range(2):
+            asked(preparation, books, PictureShape(*WIDE, 64))
+            finish(preparation)
+        assert (books.releases, books.given_back) == (2, 1)
+
     def test_going_to_and_fro_between_what_is_kept_gives_nothing_up(
         self, books: Books, preparation: Preparation
     ) -> None:
@@ -395,7 +407,7 @@ class TestTooLittleMemoryForAll:
         finish(preparation)
         preparation.interrupt()
         preparation.ran_out()
-        books.release()  # as the engine does then, to no avail
+        books.release(ran_out=True)  # as the engine does then, to no avail
         asked(preparation, books, PictureShape(*SMALL, 32))
         finish(preparation)
         assert len(books.prepared) == 6

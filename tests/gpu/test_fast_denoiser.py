@@ -254,6 +254,15 @@ def test_a_recorded_function_reads_what_it_is_called_with():
     assert torch.allclose(second, other @ one, atol=1e-5)
 
 
+def test_a_recorder_goes_on_when_its_last_recording_is_gone():
+    """Torch ends a pool of memory with the last graph in it."""
+    recorder, example = CudaRecorder(CUDA), torch.full((2**20,), 3.0, device=CUDA)
+    for _ in range(3):
+        recorded = RecordedFunction(lambda a: (a + 1).sqrt() * 2, (example,), recorder)
+        assert torch.equal(recorded(example), torch.full_like(example, 4.0))
+        del recorded
+
+
 def test_the_fastest_attention_is_one_that_was_timed(monkeypatch):
     monkeypatch.setattr(timing, "_HOPELESS", 1e9)
     monkeypatch.setattr(timing, "_BEHIND", 1e9)

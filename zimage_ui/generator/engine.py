@@ -224,7 +224,8 @@ class Engine:
         """Whether pictures of `shape` are made by what was prepared for them; may be asked from any thread."""
         latents = self._latents_of(shape)
         decodes = self._decoder.is_prepared(*_decoded_at_once(latents, self._plan_of(shape)))
-        return decodes and self._transformer.is_prepared(latents)
+        encodes = not self._text_encoder.lacks(shape.caption_tokens)
+        return encodes and decodes and self._transformer.is_prepared(latents)
 
     def rehearse(self, shape: PictureShape) -> None:
         """Make pictures of `shape` in one step without a prompt, and drop them; the prompt cache does not notice.
@@ -299,7 +300,7 @@ class Engine:
                 self._ladder.went_well(plan)
                 return result
             self.on_ran_out()
-            if self.release():
+            if self.release(ran_out=True):
                 _log.warning("%s Trying again without what was prepared.", reason)
                 continue
             smaller = self._ladder.ran_out(plan, pixels, decoding=job.entered[-1] is Stage.DECODE)
@@ -314,12 +315,18 @@ class Engine:
         """How often an allocation on the device failed so far, also where that did no harm."""
         return memory.times_ran_out(self.components.device)
 
-    def release(self) -> bool:
-        """Give up all that was prepared, after memory ran out; whether any of it held memory."""
+    def release(self, *, ran_out: bool) -> bool:
+        """Give up all that was prepared; whether any of it held memory.
+
+        Args:
+            ran_out: memory has run out, so that it goes back to the driver, too. Otherwise torch keeps it for what is
+                prepared next.
+        """
         parts = (self._transformer, self._text_encoder, self._decoder)
         held_memory = [part.release() for part in parts]
         self._give_up_ahead()
-        memory.release_memory(self.components.device)
+        if ran_out:
+            memory.release_memory(self.components.device)
         return any(held_memory)
 
     def _plan_for(self, width: int, height: int, pictures: int) -> MemoryPlan:

@@ -69,8 +69,8 @@ class Preparable(Protocol):
     def times_out_of_memory(self) -> int:
         """How often an allocation failed so far, also where that did no harm."""
 
-    def release(self) -> bool:
-        """Give up all that was prepared; whether any of it held memory."""
+    def release(self, *, ran_out: bool) -> bool:
+        """Give up all that was prepared, because memory `ran_out` or for others; whether any of it held memory."""
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ class Preparation:
             if shape is None:
                 return False
             if self._is_full() and not self._engine.is_prepared(shape):
-                self._engine.release()
+                self._engine.release(ran_out=False)
             self._under_way = _UnderWay(shape, deque(self._pieces(shape, somebody_waits)))
             changed(self.statuses())
         under_way, times_before = self._under_way, self._engine.times_out_of_memory
@@ -180,7 +180,7 @@ class Preparation:
         if is_prepared and not (under_way.failed and others):
             return
         if under_way.ran_out:
-            self._engine.release()  # of what failed, too, some may be held
+            self._engine.release(ran_out=True)  # of what failed, too, some may be held
         if under_way.ran_out and others:
             _log.warning("memory ran out while %s was prepared beside %d others", shape, others)
             self._keep_at_most(others)

@@ -5,12 +5,20 @@ import logging
 import weakref
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder
-from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, SharedRecorder, recorders_for
+from zimage_ui.generator.fast.graphs import (
+    GraphPool,
+    RecordedFunction,
+    Recorder,
+    Recordings,
+    SharedRecorder,
+    recorders_for,
+)
 
 pytestmark = pytest.mark.model
 
@@ -79,6 +87,50 @@ def test_a_missing_argument_is_refused(doubled):
         doubled(torch.ones(3))
 
 
+class TestGraphPool:
+    """Torch cannot be asked to record without a GPU: here a graph is anything that can be held."""
+
+    class Graph:
+        pass
+
+    @pytest.fixture
+    def pool(self) -> GraphPool:
+        return GraphPool(partial(next, ((number, 0) for number in count())))
+
+    def test_all_graphs_share_it_while_one_of_them_lives(self, pool):
+        graphs = []
+        for _ in range(3):
+            handle, _ = pool.handle()
+            assert handle == (0, 0)
+            graphs.append(self.Graph())
+            pool.add(graphs[-1])
+        del graphs[:2]
+        assert pool.handle()[0] == (0, 0)
+
+    def test_once_all_are_gone_another_begins(self, pool):
+        handle, _ = pool.handle()
+        pool.add(self.Graph())
+        gc.collect()
+        assert pool.handle()[0] != handle
+
+    def test_what_fails_to_be_recorded_leaves_it_to_those_that_are_there(self, pool):
+        graph = self.Graph()
+        handle, _ = pool.handle()
+        pool.add(graph)
+        pool.handle()
+        assert pool.handle()[0] == handle
+
+    def test_whoever_records_keeps_the_others_alive_meanwhile(self, pool):
+        """A graph that is collected while the next is recorded would take the pool with it."""
+        graph = self.Graph()
+        pool.add(graph)
+        handle, alive = pool.handle()
+        del graph
+        gc.collect()
+        assert pool.handle()[0] == handle
+        assert len(alive) == 1
+
+
 class TestRecordings:
     @pytest.fixture
     def made(self) -> list[ReplayingRecorder]:
@@ -136,23 +188,14 @@ class TestRecordings:
         assert self.prepared(recordings, 2)
         assert [recorder.recorded for recorder in made] == [1, 1]
 
-    def test_released_they_begin_anew_with_another_recorder(self, recordings, made):
+    def test_released_they_begin_anew_with_the_same_recorder(self, recordings, made):
+        """It is other parts', too: with another for each release, none would share its memory with those before."""
         assert not recordings.release()
         assert self.prepared(recordings, 1)
         assert recordings.release()
         assert 1 not in recordings
         assert self.prepared(recordings, 1)
-        assert [recorder.recorded for recorder in made] == [1, 1]
-
-    def test_a_part_that_holds_nothing_leaves_the_others_their_recorder_when_it_is_released(self, made):
-        """Else each picture would give what is prepared after it a pool of memory of its own: see `Engine._settle`."""
-        shared = SharedRecorder(self.maker(made))
-        holds, empty = (Recordings[int, str](2, shared.renewed, ["usual"]) for _ in range(2))
-        assert self.prepared(holds, 1)
-        before = len(made)
-        assert not empty.release()
-        assert self.prepared(holds, 2)
-        assert (len(made), made[-1].recorded) == (before, 2)
+        assert [recorder.recorded for recorder in made] == [2]
 
     def test_what_is_ready_without_a_recording_holds_no_memory(self, recordings, made):
         assert recordings.prepare(1, lambda way, recorder: torch.neg, "negating")

@@ -165,6 +165,26 @@ class TestWithARecorder:
         assert encoder.prepare(10)
         assert recorder.recorded == 2
 
+    def test_it_lacks_what_was_released_until_that_is_prepared_anew(self, encoder, monkeypatch):
+        assert encoder.lacks(10)
+        encoder.prepare(10)
+        assert not encoder.lacks(10)
+        encoder.release()
+        assert encoder.lacks(10)
+        monkeypatch.setattr(FastTextEncoder, "_weights_are_here", False)
+        assert not encoder.lacks(10)
+
+    def test_what_cannot_be_prepared_is_lacked_no_longer(self, text_encoder):
+        class Broken:
+            def record(self, work: Any) -> Any:
+                raise RuntimeError("no graphs here")
+
+        encoder = FastTextEncoder(text_encoder, CPU, Broken, [lambda: run_layer])
+        assert not encoder.prepare(10)
+        assert not encoder.is_prepared(10)
+        assert not encoder.lacks(10)
+        assert encoder.lacks(40)
+
     def test_while_the_weights_are_away_the_stock_module_encodes(self, encoder, stock_calls, monkeypatch):
         encoder.prepare(10)
         encoder.release()

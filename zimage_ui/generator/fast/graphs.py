@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache, partial
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 _Key = TypeVar("_Key", bound=Hashable)
 _Way = TypeVar("_Way", bound=Hashable)
 _Answer = TypeVar("_Answer")
+_Handle = TypeVar("_Handle")
 
 # The first run compiles, loads kernels and lets libraries choose; the second allocates as all later ones will.
 _RUNS_BEFORE_RECORDING = 2
@@ -42,6 +44,31 @@ class Recorder(Protocol):
         """
 
 
+class GraphPool(Generic[_Handle]):
+    """The memory that graphs share. Torch gives it up with the last graph in it, and takes none into it any more."""
+
+    def __init__(self, make_handle: Callable[[], _Handle]) -> None:
+        """Nothing is in it, nor has been.
+
+        Args:
+            make_handle: names a new pool.
+        """
+        self._make_handle = make_handle
+        self._handle: _Handle | None = None
+        self._graphs: WeakSet[object] = WeakSet()
+
+    def handle(self) -> tuple[_Handle, list[object]]:
+        """Where the next graph belongs, and those that are there: whoever holds them keeps the pool from ending."""
+        graphs = list(self._graphs)
+        if self._handle is None or not graphs:
+            self._handle = self._make_handle()
+        return self._handle, graphs
+
+    def add(self, graph: object) -> None:
+        """That graph is in it now, for as long as somebody has it."""
+        self._graphs.add(graph)
+
+
 class CudaRecorder:
     """Records CUDA graphs, all into one pool of memory: they never run at the same time, so they share what they need.
 
@@ -51,11 +78,12 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         """Nothing is recorded yet."""
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = GraphPool(torch.cuda.graph_pool_handle)
         self._stream = _stream(device)
 
     def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
         """Run `work` twice, then record it."""
+        pool, _alive = self._pool.handle()  # before those runs, in which the last of them might be collected
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -65,10 +93,11 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may well use CUDA in the meantime, to pin memory or to read sensors
         with ExitStack() as failed:
-            failed.callback(_leave, current, self._pool)
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            failed.callback(_leave, current, pool)
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 answer = work()
             failed.pop_all()
+        self._pool.add(graph)
         current.wait_stream(self._stream)
         return graph.replay, answer
 
@@ -224,8 +253,6 @@ class Recordings(Generic[_Key, _Way]):
         """
         held_memory = any(isinstance(kept, RecordedFunction) for kept in self._kept.values())
         self._kept.clear()
-        if held_memory:  # a pool whose last graph is gone takes no more; without need, the other parts keep theirs
-            self._renew_recorder()
         return held_memory
 
     def _failed(self, way: _Way) -> None:

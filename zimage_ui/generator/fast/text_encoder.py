@@ -172,6 +172,7 @@ class FastTextEncoder:
         # What last worked, for lengths that nobody prepared; until then the stock module is surer.
         self._layer = None if self._recordings.can_record else ways[0]()
         self._weights: _EncoderWeights | None = None
+        self._tried: set[int] = set()  # lengths, since the last release
 
     def encode(self, ids: list[int]) -> torch.Tensor:
         """The features of each token, (tokens, features), on the device.
@@ -207,14 +208,20 @@ class FastTextEncoder:
         Returns:
             Whether that length is prepared; a CPU prepares nothing, and neither does a GPU while the weights are away.
         """
-        if not self._is_supported or not self._weights_are_here:
+        if not self._prepares:
             return False
         length = padded(tokens)
-        return self._recordings.prepare(length, partial(self._record, length), f"encoding {length} tokens")
+        prepared = self._recordings.prepare(length, partial(self._record, length), f"encoding {length} tokens")
+        self._tried.add(length)
+        return prepared
 
     def is_prepared(self, tokens: int) -> bool:
         """Whether prompts of so many tokens are encoded by what was prepared for them."""
         return padded(tokens) in self._recordings
+
+    def lacks(self, tokens: int) -> bool:
+        """Whether `prepare` has something to do for prompts of so many tokens that it has not tried in vain."""
+        return self._prepares and not self.is_prepared(tokens) and padded(tokens) not in self._tried
 
     def release(self) -> bool:
         """Drop what was prepared and every hold on the weights: they are about to move, or memory ran out.
@@ -223,7 +230,12 @@ class FastTextEncoder:
             Whether anything was recorded, so that there is more memory now.
         """
         self._weights = None
+        self._tried.clear()
         return self._recordings.release()
+
+    @property
+    def _prepares(self) -> bool:
+        return self._recordings.can_record and self._is_supported and self._weights_are_here
 
     @property
     def _weights_are_here(self) -> bool:
