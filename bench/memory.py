@@ -12,8 +12,8 @@ real cards: what they show is memory; times are those of that GPU.
 
 `--ahead` measures also what it brings to encode the next prompt beside the steps of the present picture, or while it is
 written, where the text encoder is away: the time from picture to picture with and without, and that of a picture whose
-prompt was encoded before it was asked for, on a card of 16 GiB in exact mode, with all sizes prepared. `--cards`
-without any leaves the plans out.
+prompt was encoded before it was asked for, on a card of 16 GiB in exact mode, with as many shapes prepared as it keeps.
+`--cards` without any leaves the plans out.
 
 FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random weights is written
 there first. Each part is written to the result as soon as it is there, and replaces what an earlier call found.
@@ -36,7 +36,7 @@ CARDS_GIB = (24, 16, 12, 8)
 AHEAD_GIB, AHEAD_PRECISION = 16, Precision.EXACT
 HEADS = (
     "card, GiB", "picture", "precision", "plan", "streamed", "loaded, s", "peak loading, GiB", "allocated", "reserved",
-    "cap", "unprepared, ms", "prepared, ms", *STAGES[:-1], "shapes prepared", "beside them, ms", "holds",
+    "cap", "unprepared, ms", "prepared, ms", *STAGES[:-1], "shapes kept", "beside them, ms", "holds",
 )  # fmt: skip
 _LEFT = {HEADS.index(name) for name in ("precision", "plan", "holds")}
 _GIB = 2**30
@@ -116,10 +116,14 @@ def _row(size: str, card_gib: str, precision: str, figures: Mapping[str, Any]) -
         f"{figures['load_s']:.1f}",
         *("-" if size_bytes is None else f"{size_bytes / _GIB:.2f}" for size_bytes in memory),
         *(f"{ms:.1f}" for ms in times_ms),
-        f"{figures['shapes']['warm']} of {figures['shapes']['known']}",
+        _kept(figures),
         f"{figures['beside_others']['median_ms']['total']:.1f}",
         "no" if figures["broken"] else "yes" if figures["cap_bytes"] else "no cap",
     ]
+
+
+def _kept(figures: Mapping[str, Any]) -> str:
+    return f"{figures['shapes']['warm']} of {figures['shapes']['known']}"
 
 
 def _gain(figures: Mapping[str, Any]) -> str:
@@ -128,10 +132,11 @@ def _gain(figures: Mapping[str, Any]) -> str:
     totals = [figures[name]["median_ms"]["total"] for name in ("written", "in_turn")]
     drawn = [picture for name in ("in_turn", "ahead", "written") for picture in figures[name]["pictures"]]
     unprepared = sum(picture["warm"] is False for picture in drawn)
+    kept = f", {_kept(figures)} shapes kept" if "shapes" in figures else ""
     told_unprepared = f". {unprepared} of {len(drawn)} were drawn unprepared" if unprepared else ""
     return (
         f"{ahead['median']:.1f} ms from picture to picture instead of {in_turn['median']:.1f} "
-        f"({figures['times_as_fast']:.2f} x), plan {figures['plan']}; {figures['ahead']['encoded_ahead']} of "
+        f"({figures['times_as_fast']:.2f} x), plan {figures['plan']}{kept}; {figures['ahead']['encoded_ahead']} of "
         f"{ahead['count']} prompts encoded ahead. A picture whose prompt was encoded while it was written: "
         f"{totals[0]:.1f} ms instead of {totals[1]:.1f}; encoding took {written['encoding_ms']['median']:.1f} ms before"
         f"{told_unprepared}"

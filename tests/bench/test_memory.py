@@ -48,6 +48,7 @@ HELD = {
 AHEAD = {
     "call": "2026-01-01",
     "plan": "text_encoder_offloaded",
+    "shapes": {"known": 16, "warm": 10},
     "in_turn": {
         "between_ms": {"count": 8, "median": 1200.0}, "median_ms": {"total": 1190.0}, "pictures": [{"warm": True}] * 8,
     },
@@ -79,9 +80,9 @@ def test_the_largest_card_comes_first_and_a_failed_one_last():
     assert [row[-1] for row in rows] == ["yes", "no", "failed"]
     assert all(len(row) == len(memory.HEADS) for row in rows)
     cells = dict(zip(memory.HEADS, rows[0], strict=True))
-    assert (cells["allocated"], cells["reserved"], cells["cap"]) == ("11.00", "11.25", "11.50")
+    assert (cells["allocated"], cells["reserved"], cells["cap"]) == ("11.25", "11.50", "11.50")
     assert (cells["unprepared, ms"], cells["prepared, ms"], cells["encode"]) == ("3000.0", "2500.0", "400.0")
-    assert (cells["shapes prepared"], cells["beside them, ms"]) == ("14 of 16", "2501.0")
+    assert (cells["shapes kept"], cells["beside them, ms"]) == ("14 of 16", "2501.0")
 
 
 def test_the_text_says_why_and_what_encoding_ahead_brings():
@@ -91,8 +92,9 @@ def test_the_text_says_why_and_what_encoding_ahead_brings():
         "12 GiB, fp8, 1024x1024: it was drawn otherwise",
         "8 GiB, fp8, 1024x1024: DeviceMemoryError: too little",
         "Encoding ahead, 16 GiB, exact, 1024x1024: 800.0 ms from picture to picture instead of 1200.0 (1.50 x), "
-        "plan text_encoder_offloaded; 8 of 8 prompts encoded ahead. A picture whose prompt was encoded while it was "
-        "written: 790.0 ms instead of 1190.0; encoding took 420.0 ms before. 3 of 24 were drawn unprepared",
+        "plan text_encoder_offloaded, 10 of 16 shapes kept; 8 of 8 prompts encoded ahead. A picture whose prompt was "
+        "encoded while it was written: 790.0 ms instead of 1190.0; encoding took 420.0 ms before. 3 of 24 were drawn "
+        "unprepared",
     ]
 
 
@@ -176,6 +178,7 @@ class TestATinyModelOnTheCpu:
     def test_a_pair_is_drawn_with_the_plan_that_the_product_chose(self, parts: dict[str, Any]):
         figures = parts["plans"]["64x64"]["24"]["exact"]
         assert (figures["plan"], figures["streamed_layers"], figures["cap_bytes"]) == ("resident", 0, None)
+        assert figures["loaded_with"] == "resident"
         assert "there is nothing to move" in figures["reason"]
         assert (figures["broken"], figures["preparing"]["prepared"]) == ([], None)
         drawn = [len(figures[series]["pictures"]) for series in ("cold", "warm", "beside_others")]

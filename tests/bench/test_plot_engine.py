@@ -114,7 +114,7 @@ def test_smaller_cards_have_a_table_of_their_own(tmp_path: Path):
     path.write_text(json.dumps({"calls": RESULT["calls"], "parts": MEMORY_PARTS}))
     written = plot_engine.filled(page, None, plot_engine.read_memory(path))
     assert "| card, GiB | picture | precision | plan |" in written
-    assert "| 12 | 1024x1024 | exact | streamed | 13 | 20.5 | 10.25 | 11.00 | 11.25 | 11.50 | 3000.0 |" in written
+    assert "| 12 | 1024x1024 | exact | streamed | 13 | 20.5 | 10.25 | 11.25 | 11.50 | 11.50 | 3000.0 |" in written
     assert "- 8 GiB, fp8, 1024x1024: DeviceMemoryError: too little" in written
     assert "- 2026-01-01, commit abc: NVIDIA H100; torch 2.11." in written
     assert plot_engine.filled(written, None, plot_engine.read_memory(path)) == written
