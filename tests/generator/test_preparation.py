@@ -10,11 +10,12 @@ import pytest
 
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, ZImageError
 from zimage_ui.generator.base import ModelProfile, ShapeState, ShapeStatus
+from zimage_ui.generator.demand import KEPT_SEEN
 from zimage_ui.generator.fast import denoiser, text_encoder, vae
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.memory import FIRST_PATIENCE
-from zimage_ui.generator.preparation import _KEPT_SEEN, CAPTION_TOKENS, Preparation
+from zimage_ui.generator.preparation import CAPTION_TOKENS, Preparation
 from zimage_ui.generator.profiles import PROFILES
 
 SMALL, LARGE, WIDE = (64, 64), (128, 128), (128, 64)
@@ -426,7 +427,7 @@ class TestTooLittleMemoryForAll:
         books.room = room
         books.prepared.clear()
         for size in (SMALL, WIDE, LARGE, WIDE, (48, 48)):
-            for _ in range(2):
+            for _ in range(3):
                 asked(preparation, books, PictureShape(*size, 64))
                 finish(preparation)
             if room > 0:
@@ -459,11 +460,11 @@ def test_shapes_that_nobody_uses_any_more_are_forgotten(books: Books, preparatio
     books.barren.add((16, 16))
     preparation.made(PictureShape(16, 16, 32))
     finish(preparation)
-    for tokens in range(32, 32 * (_KEPT_SEEN + 2), 32):
+    for tokens in range(32, 32 * (KEPT_SEEN + 2), 32):
         preparation.made(PictureShape(48, 48, tokens))
     finish(preparation)
     assert (16, 16, 32) not in states(preparation)
-    assert len(preparation.statuses()) == 2 * len(PROFILE.sizes) + _KEPT_SEEN
+    assert len(preparation.statuses()) == 2 * len(PROFILE.sizes) + KEPT_SEEN
     books.done.clear()
     preparation.made(PictureShape(16, 16, 32))  # by now it may work
     finish(preparation)
@@ -473,6 +474,6 @@ def test_shapes_that_nobody_uses_any_more_are_forgotten(books: Books, preparatio
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_the_engine_keeps_all_that_is_asked_for_at_a_time(profile: ModelProfile) -> None:
     """Or preparing one would drop another, which would be prepared again, without end."""
-    assert len(profile.sizes) * len(CAPTION_TOKENS) + _KEPT_SEEN <= denoiser._KEPT_PASSES
-    assert len(profile.sizes) + _KEPT_SEEN <= vae._KEPT_SIZES
-    assert len(CAPTION_TOKENS) + _KEPT_SEEN <= text_encoder._KEPT_LENGTHS
+    assert len(profile.sizes) * len(CAPTION_TOKENS) + KEPT_SEEN <= denoiser._KEPT_PASSES
+    assert len(profile.sizes) + KEPT_SEEN <= vae._KEPT_SIZES
+    assert len(CAPTION_TOKENS) + KEPT_SEEN <= text_encoder._KEPT_LENGTHS

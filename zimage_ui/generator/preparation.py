@@ -4,17 +4,15 @@ Nothing is kept here that the engine knows better: a shape is warm when the engi
 because memory ran out are cold again and get their turn again, without anybody telling.
 
 A small card has no room for all of them beside the pictures themselves. Where memory runs out while one is prepared, or
-for a picture that could be made once all were given up, fewer are kept from then on: those that were asked for twice of
-late, then the profile's. For a new one all that is kept is given up. So what was asked for twice in a row takes any
-place, and twice of late that of what nobody asked for; nothing else does, or people who ask for more sizes in turns
-than fit would find each of them cold. After some pictures that went well one more is tried.
+for a picture that could be made once all were given up, fewer are kept from then on; which ones, `demand` says. After
+some pictures that went well one more is tried.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +25,7 @@ from zimage_ui.generator.base import (
     SomebodyWaits,
     nobody_waits,
 )
+from zimage_ui.generator.demand import Demand
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.memory import Patience
@@ -35,11 +34,6 @@ _log = logging.getLogger(__name__)
 
 # Prompts of up to 64 tokens, the chat template's own 8 included: about 40 English words.
 CAPTION_TOKENS = (32, 64)
-# Shapes that people asked for and no profile has, those that were used last. With the profiles' own they are fewer than
-# the engine's parts keep at a time: what was prepared for one never has to go for another.
-_KEPT_SEEN = 8
-# Pictures that are "of late": so many that all of as many sizes in turns as are remembered were asked for twice.
-_LATE = 2 * _KEPT_SEEN
 # What a piece answers for which there was too little memory.
 _RAN_OUT = object()
 
@@ -90,22 +84,18 @@ class _UnderWay:
 
 
 class Preparation:
-    """The shapes that are worth preparing: those of the profile, and those that people ask for.
+    """Prepares shapes, those first that are worth it most.
 
     For the one thread that owns the device; `statuses` may be called from any.
     """
 
     def __init__(self, engine: Preparable, profile: ModelProfile) -> None:
         self._engine = engine
-        self._presets = tuple(
-            PictureShape(width, height, tokens) for width, height in profile.sizes for tokens in CAPTION_TOKENS
+        self._demand = Demand(
+            [PictureShape(width, height, tokens) for width, height in profile.sizes for tokens in CAPTION_TOKENS]
         )
-        self._seen: tuple[PictureShape, ...] = ()  # the last first
         self._rehearsed: frozenset[PictureShape] = frozenset()  # without prompts: they make no difference
         self._refused: frozenset[PictureShape] = frozenset()
-        self._late: deque[PictureShape] = deque(maxlen=_LATE)  # of the last pictures, the last first
-        self._previous: PictureShape | None = None  # what was made before the request under way
-        self._in_a_row: PictureShape | None = None  # what was made last, if the same was before
         self._given_up: tuple[PictureShape, ...] = ()  # for the request under way, as memory ran out
         self._most: int | None = None  # shapes that are kept prepared; None is all
         self._patience = Patience()
@@ -113,17 +103,15 @@ class Preparation:
 
     def statuses(self) -> tuple[ShapeStatus, ...]:
         """How all shapes stand: the profile's in its order, then those that were asked for, the last first."""
-        return tuple(self._status(shape) for shape in self._known()) if self._engine.prepares else ()
+        return tuple(self._status(shape) for shape in self._demand.known()) if self._engine.prepares else ()
 
     def made(self, shape: PictureShape) -> None:
         """Note that pictures of `shape` were just made: it comes first now, and needs no rehearsal."""
         self._under_way = None
         self._rehearsed |= {shape.promptless}
-        self._seen = _first(shape, self._seen)
-        self._late.appendleft(shape)
-        self._in_a_row = shape if shape == self._previous else None
+        self._demand.made(shape)
         self._mind_memory(shape)
-        known = self._known()
+        known = self._demand.known()
         self._refused &= frozenset(known)
         self._rehearsed &= {kept.promptless for kept in known}
 
@@ -135,7 +123,6 @@ class Preparation:
         """A request goes first: afterwards, what to do is decided anew."""
         self._under_way = None
         self._given_up = ()
-        self._previous = self._seen[0] if self._seen else None
 
     def next(self, changed: ShapesListener, somebody_waits: SomebodyWaits = nobody_waits) -> bool:
         """Do one piece, or begin it and give way; False when nothing is left to do.
@@ -189,36 +176,18 @@ class Preparation:
             self._refused |= {shape}
 
     def _next_shape(self) -> PictureShape | None:
-        """The shape that is worth most: the last one in use, then others of its size, then in the order of the profile.
-
-        Where memory is short, all that are in use come before others of a size, and once so many are prepared as are
-        kept, only those count that may take another's place.
-        """
+        """What is to be prepared now: of those that are worth it most, so many as are kept."""
         if not self._engine.prepares:
             return None
-        in_use = self._in_use()
-        last = in_use[0] if in_use else self._presets[0]
-        known = self._known(in_use, self._presets, self._seen)
-        worth = [shape for shape in known if shape not in self._refused]
-        if self._most is None:
-            worth.sort(key=lambda shape: (shape != last, not shape.is_sized_like(last)))
-        else:
-            worth.sort(key=lambda shape: (shape not in in_use, not shape.is_sized_like(last)))
-        worth = [shape for shape in worth[: self._most] if not self._is_done(shape)]
-        if self._is_full():
-            worth = [shape for shape in worth if self._engine.is_prepared(shape) or self._takes_a_place(shape)]
-        return next(iter(worth), None)
-
-    def _in_use(self) -> tuple[PictureShape, ...]:
-        """What was asked for, the last first; where memory is short, what was asked for twice of late."""
-        if self._most is None:
-            return self._seen
-        known = self._known()
-        return tuple(dict.fromkeys(shape for shape in self._late if self._late.count(shape) > 1 and shape in known))
-
-    def _takes_a_place(self, shape: PictureShape) -> bool:
-        is_any_idle = any(prepared not in self._late for prepared in self._prepared())
-        return shape == self._in_a_row or (is_any_idle and shape in self._in_use())
+        by_worth = self._demand.by_worth() if self._most is None else self._demand.by_worth_where_few_fit()
+        worth = [shape for shape in by_worth if shape not in self._refused]
+        is_full, kept = self._is_full(), self._prepared()
+        for shape in worth[: self._most]:
+            if self._is_done(shape):
+                continue
+            if not is_full or shape in kept or self._demand.takes_a_place(shape, kept):
+                return shape
+        return None
 
     def _is_full(self) -> bool:
         return self._most is not None and len(self._prepared()) >= self._most
@@ -227,7 +196,7 @@ class Preparation:
         return shape.promptless in self._rehearsed and self._engine.is_prepared(shape)
 
     def _prepared(self) -> list[PictureShape]:
-        return [shape for shape in self._known() if self._engine.is_prepared(shape)]
+        return [shape for shape in self._demand.known() if self._engine.is_prepared(shape)]
 
     def _mind_memory(self, made: PictureShape) -> None:
         """A picture of `made` was made: keep fewer if others had to be given up for it, or else, at times, one more.
@@ -236,9 +205,9 @@ class Preparation:
         """
         given_up, self._given_up = self._given_up, ()
         if len(given_up) == 1 and given_up[0].is_sized_like(made):
-            self._refused |= {shape for shape in self._known() if shape.is_sized_like(made)}
+            self._refused |= {shape for shape in self._demand.known() if shape.is_sized_like(made)}
         elif given_up:
-            least = 0 if made in self._in_use() else 1
+            least = 0 if self._demand.is_in_use(made) else 1
             self._keep_at_most(max(least, len(given_up) - 1))
         elif self._most is not None and self._patience.went_well():
             self._most += 1
@@ -253,10 +222,6 @@ class Preparation:
         if shape.promptless in self._rehearsed:
             return pieces
         return (*pieces, lambda: self._engine.rehearse(shape))
-
-    def _known(self, *groups: Iterable[PictureShape]) -> tuple[PictureShape, ...]:
-        """Every shape once, in the order of `groups`: the profile's and then the seen ones, unless said otherwise."""
-        return tuple(dict.fromkeys(shape for group in groups or (self._presets, self._seen) for shape in group))
 
     def _status(self, shape: PictureShape) -> ShapeStatus:
         under_way = self._under_way
@@ -281,7 +246,3 @@ def _attempt(piece: Piece, shape: PictureShape) -> object:
     except ZImageError as error:
         _log.warning("while %s was prepared: %s", shape, str(error))
         return _RAN_OUT if isinstance(error, DeviceMemoryError) else None
-
-
-def _first(shape: PictureShape, others: tuple[PictureShape, ...]) -> tuple[PictureShape, ...]:
-    return (shape, *(other for other in others if other != shape))[:_KEPT_SEEN]
