@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.generator.hooked import transformer_pass
 from tests.gpu.conftest import LIGHTHOUSE
 from zimage_ui.errors import DeviceMemoryError
 from zimage_ui.generator.base import SILENT, ShapeState, ShapeStatus
+from zimage_ui.generator.components import MemoryPlan
 from zimage_ui.generator.engine import Engine
 from zimage_ui.generator.fast.graphs import CudaRecorder
 from zimage_ui.generator.fast.shapes import PictureShape
@@ -137,6 +139,17 @@ def test_parts_that_share_a_pool_draw_what_parts_with_pools_of_their_own_draw(fo
         size, prompt = SHAPES[turn % len(SHAPES)], f"{prompts[turn % 2]}, {turn}"
         difference = (drawn(shared, size, prompt) - drawn(apart, size, prompt)).abs()
         assert difference.float().mean() < 0.5
+
+
+def test_where_the_text_encoder_is_away_pictures_in_between_leave_the_pool_whole(folder):
+    components, _ = load_components(str(folder), progress=lambda _: None)
+    engine = Engine(replace(components, memory_plan=MemoryPlan.TEXT_ENCODER_OFFLOADED), 2**26)
+    pools = set()
+    for size in SHAPES:
+        assert engine.prepare(size.width, size.height, size.caption_tokens)
+        drawn(engine, size, "a lighthouse at dusk")
+        pools.add(engine._transformer._passes._recorder._recorder._pool.handle()[0])
+    assert len(pools) == 1
 
 
 def test_parts_that_share_a_pool_need_less_memory(folder):
