@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
@@ -72,7 +72,7 @@ class GraphPool(Generic[_Handle]):
 class CudaRecorder:
     """Records CUDA graphs, all into one pool of memory: they never run at the same time, so they share what they need.
 
-    The answer of one graph stays whole while others run; anything else of it does not.
+    The answer of a graph stays whole until another runs, whose own work may have been recorded where it lies.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -94,7 +94,10 @@ class CudaRecorder:
         # thread_local: other threads may well use CUDA in the meantime, to pin memory or to read sensors
         with ExitStack() as failed:
             failed.callback(_leave, current, pool)
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            with (
+                _scratch_memory_of_the_pool(),
+                torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 answer = work()
             failed.pop_all()
         self._pool.add(graph)
@@ -104,8 +107,23 @@ class CudaRecorder:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Where all record: torch keeps what is freed for the stream that used it, and 32 MB of cuBLAS's for each."""
+    """Where all record: torch keeps what is freed for the stream that used it."""
     return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _scratch_memory_of_the_pool() -> Iterator[None]:
+    """Whatever is recorded in this context has cuBLAS's scratch memory from the pool of its graph, and keeps it.
+
+    Torch keeps that memory for each stream, and a graph the address. Left to itself it would be that of the runs
+    before, the same for all graphs, whatever their pool: torch 2.13 gives it up with the first of them that goes, and
+    the others would write to what is somebody else's by then (https://github.com/pytorch/pytorch/issues/193402).
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def _leave(current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
