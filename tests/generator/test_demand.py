@@ -67,6 +67,17 @@ def test_what_was_asked_for_long_ago_is_not_in_use(demand):
     assert not demand.is_in_use(OWN)
 
 
+def test_a_request_with_guidance_counts_once_for_each_of_its_two_shapes(demand):
+    demand.made(OTHER, OWN)
+    assert not demand.is_in_use(OWN)
+    assert demand.by_worth()[:2] == (OWN, OTHER)
+    for _ in range(2):
+        assert not demand.takes_a_place(OWN, [OTHER])
+        demand.made(OTHER, OWN)
+    assert demand.takes_a_place(OWN, [OTHER])
+    assert demand.takes_a_place(OTHER, [OWN])
+
+
 def test_sizes_of_no_profile_are_forgotten_but_for_the_last(demand):
     ask(demand, *(PictureShape(16 * side, 16, 32) for side in range(1, KEPT_SEEN + 3)))
     assert len(demand.known()) == len(PRESETS) + KEPT_SEEN

@@ -521,11 +521,11 @@ class TestPreparedShapes:
         assert make(engine, request()).shape_warm is None
 
     def test_whoever_wants_to_hears_of_every_shape_that_was_made(self, engine):
-        made: list[PictureShape] = []
-        engine.on_made = made.append
+        made: list[tuple[PictureShape, ...]] = []
+        engine.on_made = lambda *shapes: made.append(shapes)
         make(engine, request(width=96, num_images_per_prompt=2))
         make(engine, request(guidance_scale=3.0, negative_prompt="a blue dog " * 20))
-        assert made == [PictureShape(96, 64, 32, 2), PictureShape(64, 64, 96), PictureShape(64, 64, 32)]
+        assert made == [(PictureShape(96, 64, 32, 2),), (PictureShape(64, 64, 96), PictureShape(64, 64, 32))]
 
     def test_where_the_text_encoder_is_away_all_sizes_are_recorded_by_one_recorder(
         self, engine, components, monkeypatch
@@ -595,8 +595,8 @@ class TestPreparedShapes:
         assert not engine._decoder.is_prepared(8, 72)
 
     def test_a_rehearsal_leaves_the_prompt_cache_and_the_listeners_alone(self, engine):
-        made: list[PictureShape] = []
-        engine.on_made = made.append
+        made: list[tuple[PictureShape, ...]] = []
+        engine.on_made = lambda *shapes: made.append(shapes)
         engine.rehearse(PictureShape(96, 64, 64, 2))
         assert made == []
         assert (engine.cache_stats().misses, engine.cache_stats().entries) == (0, 0)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 
 from zimage_ui.generator.fast.shapes import PictureShape
 
-# Shapes that people asked for and no profile has, those that were used last. With the profiles' own they are fewer than
-# the engine's parts keep at a time: what was prepared for one never has to go for another.
+# Shapes that people asked for, those that were used last. With the profiles' own they are fewer than the engine's parts
+# keep at a time: what was prepared for one never has to go for another.
 KEPT_SEEN = 8
-# Pictures that are "of late": so many that all of as many sizes in turns as are remembered were asked for twice.
+# Requests that are "of late": so many that all of as many sizes in turns as are remembered were asked for twice.
 _LATE = 2 * KEPT_SEEN
 _IN_A_ROW = 3
 
@@ -34,12 +34,12 @@ class Demand:
         """
         self._presets = tuple(presets)
         self._seen: tuple[PictureShape, ...] = ()  # the last first
-        self._late: deque[PictureShape] = deque(maxlen=_LATE)  # the last first
+        self._late: deque[tuple[PictureShape, ...]] = deque(maxlen=_LATE)  # of each request, the last first
 
-    def made(self, shape: PictureShape) -> None:
-        """Pictures of `shape` were just made for somebody."""
-        self._seen = (shape, *(other for other in self._seen if other != shape))[:KEPT_SEEN]
-        self._late.appendleft(shape)
+    def made(self, *shapes: PictureShape) -> None:
+        """A request for `shapes` was just fulfilled: for one, or with guidance for those of both prompts."""
+        self._seen = _once(reversed(shapes), self._seen)[:KEPT_SEEN]
+        self._late.appendleft(shapes)
 
     def known(self) -> tuple[PictureShape, ...]:
         """Every shape once: the profile's in its order, then those that were asked for, the last first."""
@@ -51,7 +51,7 @@ class Demand:
         return _once([last], self._sized_like(last), self._seen, self._presets)
 
     def by_worth_where_few_fit(self) -> tuple[PictureShape, ...]:
-        """All of them: those asked for twice of late, then others of the last one's size, then as in `known`."""
+        """All of them: those asked for twice of late, then others sized like the last of those, then as in `known`."""
         in_use = self._asked_for_twice()
         last = in_use[0] if in_use else self._presets[0]
         return _once(in_use, self._sized_like(last), self.known())
@@ -62,13 +62,17 @@ class Demand:
 
     def takes_a_place(self, shape: PictureShape, kept: Iterable[PictureShape]) -> bool:
         """Whether `shape` is worth giving up what is kept, to keep it with the most of that."""
-        is_any_idle = any(other not in self._late for other in kept)
-        in_a_row = list(self._late)[:_IN_A_ROW] == [shape] * _IN_A_ROW
+        is_any_idle = any(self._times(other) == 0 for other in kept)
+        in_a_row = [shape in request for request in self._late][:_IN_A_ROW] == [True] * _IN_A_ROW
         return in_a_row or (is_any_idle and self.is_in_use(shape))
 
     def _asked_for_twice(self) -> tuple[PictureShape, ...]:
         known = self.known()
-        return _once(shape for shape in self._late if self._late.count(shape) > 1 and shape in known)
+        of_late = _once(*(reversed(request) for request in self._late))
+        return tuple(shape for shape in of_late if self._times(shape) > 1 and shape in known)
+
+    def _times(self, shape: PictureShape) -> int:
+        return sum(shape in request for request in self._late)
 
     def _sized_like(self, shape: PictureShape) -> list[PictureShape]:
         return [other for other in self.known() if other.is_sized_like(shape)]

@@ -115,7 +115,7 @@ class Engine:
         components: as loaded, but for the text encoder's last layer, which nobody needs; its memory is free once the
             components as loaded are dropped.
         projection: draws the previews; None until `fit_preview`, and then there are none.
-        on_made: hears of the shape, of each prompt, in which pictures were made.
+        on_made: hears of the shapes, one for each length of a prompt, in which pictures were made.
         on_ran_out: hears that memory ran out for a picture, before anything is given up for it.
     """
 
@@ -140,7 +140,7 @@ class Engine:
         components = replace(components, text_encoder=without_last_layer(components.text_encoder))
         self.components = components
         self.projection: PreviewProjection | None = None
-        self.on_made: Callable[[PictureShape], None] = lambda shape: None
+        self.on_made: Callable[..., None] = lambda *shapes: None
         self.on_ran_out: Callable[[], None] = lambda: None
         self.prepares = make_recorder is not None
         self._precision = components.rounded.precision if components.rounded else precision
@@ -319,8 +319,8 @@ class Engine:
         """Give up all that was prepared; whether any of it held memory.
 
         Args:
-            ran_out: memory has run out, so that it goes back to the driver, too. Otherwise torch keeps it for what is
-                prepared next.
+            ran_out: memory has run out, so that it goes back to the driver at once. Otherwise it does when somebody
+                needs it.
         """
         parts = (self._transformer, self._text_encoder, self._decoder)
         held_memory = [part.release() for part in parts]
@@ -354,8 +354,7 @@ class Engine:
         job.begin(Stage.DECODE)
         images = self._decode(job, steps.sampled, tiled=plan.tiles_decode)
         job.clock.stop()
-        for shape in dict.fromkeys(shapes):  # with guidance two prompts, often of one length
-            self.on_made(shape)
+        self.on_made(*dict.fromkeys(shapes))  # with guidance two prompts, often of one length
         return GenerationResult(
             images=images,
             stage_ms=job.clock.stage_ms(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,12 +105,12 @@ class Preparation:
         """How all shapes stand: the profile's in its order, then those that were asked for, the last first."""
         return tuple(self._status(shape) for shape in self._demand.known()) if self._engine.prepares else ()
 
-    def made(self, shape: PictureShape) -> None:
-        """Note that pictures of `shape` were just made: it comes first now, and needs no rehearsal."""
+    def made(self, *shapes: PictureShape) -> None:
+        """Note that pictures of `shapes`, of one size, were just made: they come first now, and need no rehearsal."""
         self._under_way = None
-        self._rehearsed |= {shape.promptless}
-        self._demand.made(shape)
-        self._mind_memory(shape)
+        self._rehearsed |= {shape.promptless for shape in shapes}
+        self._demand.made(*shapes)
+        self._mind_memory(shapes)
         known = self._demand.known()
         self._refused &= frozenset(known)
         self._rehearsed &= {kept.promptless for kept in known}
@@ -198,16 +198,16 @@ class Preparation:
     def _prepared(self) -> list[PictureShape]:
         return [shape for shape in self._demand.known() if self._engine.is_prepared(shape)]
 
-    def _mind_memory(self, made: PictureShape) -> None:
-        """A picture of `made` was made: keep fewer if others had to be given up for it, or else, at times, one more.
+    def _mind_memory(self, made: Sequence[PictureShape]) -> None:
+        """A picture was made: keep fewer if others had to be given up for it, or else, at times, one more.
 
         The last one goes, too, where what it is given up for is in use: or that would run out of memory each time.
         """
         given_up, self._given_up = self._given_up, ()
-        if len(given_up) == 1 and given_up[0].is_sized_like(made):
-            self._refused |= {shape for shape in self._demand.known() if shape.is_sized_like(made)}
+        if len(given_up) == 1 and given_up[0].is_sized_like(made[0]):
+            self._refused |= {shape for shape in self._demand.known() if shape.is_sized_like(made[0])}
         elif given_up:
-            least = 0 if self._demand.is_in_use(made) else 1
+            least = 0 if any(map(self._demand.is_in_use, made)) else 1
             self._keep_at_most(max(least, len(given_up) - 1))
         elif self._most is not None and self._patience.went_well():
             self._most += 1

@@ -239,7 +239,8 @@ class FastTextEncoder:
 
     @property
     def _weights_are_here(self) -> bool:
-        return next(self._text_encoder.layers.parameters()).device.type == self._device.type
+        table = self._text_encoder.embed_tokens.weight  # which never visits: other threads may ask meanwhile
+        return table.device.type == self._device.type
 
     def _record(self, length: int, way: Callable[[], Layer], recorder: Recorder) -> RecordedFunction:
         layer = way()
