@@ -28,7 +28,7 @@ from typing import Any
 
 from bench import small_card, tables
 from bench.command import Turns, alone, completed, model_parser, open_result, parse_size, size_name
-from bench.small_card import DRAWING, STAGES, Figures, Trial, highest
+from bench.small_card import DRAWING, STAGES, Figures, Trial, highest, unprepared
 from zimage_ui.request import Precision
 
 CARDS_GIB = (24, 16, 12, 8)
@@ -130,10 +130,10 @@ def _gain(figures: Mapping[str, Any]) -> str:
     in_turn, ahead = (figures[name]["between_ms"] for name in ("in_turn", "ahead"))
     written = figures["written"]
     totals = [figures[name]["median_ms"]["total"] for name in ("written", "in_turn")]
-    drawn = [picture for name in ("in_turn", "ahead", "written") for picture in figures[name]["pictures"]]
-    unprepared = sum(picture["warm"] is False for picture in drawn)
+    series = [figures[name] for name in ("in_turn", "ahead", "written")]
+    drawn, cold = sum(len(each["pictures"]) for each in series), unprepared(series)
     kept = f", {_kept(figures)} shapes kept" if "shapes" in figures else ""
-    told_unprepared = f". {unprepared} of {len(drawn)} were drawn unprepared" if unprepared else ""
+    told_unprepared = f". {cold} of {drawn} were drawn unprepared" if cold else ""
     return (
         f"{ahead['median']:.1f} ms from picture to picture instead of {in_turn['median']:.1f} "
         f"({figures['times_as_fast']:.2f} x), plan {figures['plan']}{kept}; {figures['ahead']['encoded_ahead']} of "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -252,13 +252,18 @@ def broken(figures: Mapping[str, Any]) -> list[str]:
         found.append(f"drawn with {', '.join(others)} instead of {chosen}")
     if figures["preparing"]["prepared"] is False:
         found.append("the shape could not be prepared")
-    unprepared = sum(picture["warm"] is False for each in series[1:] for picture in each["pictures"])
-    if unprepared:
-        found.append(f"{unprepared} pictures of the prepared shape were drawn unprepared")
+    cold = unprepared(series[1:])
+    if cold:
+        found.append(f"{cold} pictures of the prepared shape were drawn unprepared")
     peak_bytes = highest(figures, "reserved_peak_bytes", ("loading", *DRAWING))
     if cap_bytes is not None and peak_bytes is not None and peak_bytes > cap_bytes:
         found.append(f"{peak_bytes} bytes were reserved, {cap_bytes} were allowed")
     return found
+
+
+def unprepared(series: Iterable[Figures]) -> int:
+    """How many pictures of all these `series` were drawn unprepared, where something is prepared at all."""
+    return sum(picture["warm"] is False for each in series for picture in each["pictures"])
 
 
 def highest(figures: Mapping[str, Any], name: str, parts: Sequence[str]) -> int | None:

@@ -109,6 +109,13 @@ def asked(preparation: Preparation, books: Books, shape: PictureShape) -> None:
     preparation.made(shape)
 
 
+def with_idle_time(preparation: Preparation, books: Books, *shapes: PictureShape) -> None:
+    """Requests for `shapes`, one after the other, and after each time to prepare whatever is left."""
+    for shape in shapes:
+        asked(preparation, books, shape)
+        finish(preparation)
+
+
 @pytest.fixture
 def books() -> Books:
     return Books()
@@ -280,9 +287,7 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         kept = set(books.prepared)
-        for size in (WIDE, (48, 48), (32, 32)):
-            asked(preparation, books, PictureShape(*size, 64))
-            finish(preparation)
+        with_idle_time(preparation, books, *(PictureShape(*size, 64) for size in (WIDE, (48, 48), (32, 32))))
         assert kept == books.prepared
         assert books.releases == 1
 
@@ -292,9 +297,7 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         turns = [PictureShape(*WIDE, 64), PictureShape(48, 48, 64)]
-        for number in range(10):
-            asked(preparation, books, turns[number % 2])
-            finish(preparation)
+        with_idle_time(preparation, books, *turns * 5)
         assert set(turns) < books.prepared
         assert books.releases <= 3
 
@@ -302,13 +305,9 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         turns = [PictureShape(side, side, 64) for side in (32, 48, 80, 96, 112)]
-        for number in range(25):
-            asked(preparation, books, turns[number % 5])
-            finish(preparation)
+        with_idle_time(preparation, books, *turns * 5)
         kept, releases = set(books.prepared), books.releases
-        for number in range(10):
-            asked(preparation, books, turns[number % 5])
-            finish(preparation)
+        with_idle_time(preparation, books, *turns * 2)
         assert (books.prepared, books.releases) == (kept, releases)
         assert kept < set(turns)
 
@@ -317,9 +316,7 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         assert (books.releases, books.given_back) == (1, 1)
-        for _ in range(2):
-            asked(preparation, books, PictureShape(*WIDE, 64))
-            finish(preparation)
+        with_idle_time(preparation, books, *[PictureShape(*WIDE, 64)] * 2)
         assert (books.releases, books.given_back) == (2, 1)
 
     def test_going_to_and_fro_between_what_is_kept_gives_nothing_up(
@@ -329,14 +326,11 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         turns = [PictureShape(*WIDE, 64), PictureShape(48, 48, 64)]
-        for number in range(4):
-            asked(preparation, books, turns[number // 2])
-            finish(preparation)
+        first, second = turns
+        with_idle_time(preparation, books, first, first, second, second)
         assert set(turns) < books.prepared
         releases = books.releases
-        for number in range(FIRST_PATIENCE):
-            asked(preparation, books, turns[number // 2 % 2])
-            finish(preparation)
+        with_idle_time(preparation, books, *[first, first, second, second] * (FIRST_PATIENCE // 4))
         assert books.releases == releases
 
     def test_what_is_asked_for_twice_does_and_its_size_with_it(self, books: Books, preparation: Preparation) -> None:
@@ -363,9 +357,7 @@ class TestTooLittleMemoryForAll:
     ) -> None:
         finish(preparation)
         books.beside = 5
-        for _ in range(4):
-            asked(preparation, books, PictureShape(*SMALL, 32))
-            finish(preparation)
+        with_idle_time(preparation, books, *[PictureShape(*SMALL, 32)] * 4)
         assert len(books.prepared) == 5
         assert PictureShape(*SMALL, 32) in books.prepared
         assert books.releases == 1
@@ -375,9 +367,7 @@ class TestTooLittleMemoryForAll:
     ) -> None:
         books.room, books.beside = 1, 0
         finish(preparation)
-        for _ in range(6):
-            asked(preparation, books, PictureShape(*SMALL, 32))
-            finish(preparation)
+        with_idle_time(preparation, books, *[PictureShape(*SMALL, 32)] * 6)
         assert not books.prepared & SMALLS
 
     def test_a_size_that_finds_no_memory_beside_any_other_does_not_run_out_each_time(
@@ -385,14 +375,10 @@ class TestTooLittleMemoryForAll:
     ) -> None:
         books.beside = 0
         finish(preparation)
-        for _ in range(12):
-            asked(preparation, books, PictureShape(*SMALL, 32))
-            finish(preparation)
+        with_idle_time(preparation, books, *[PictureShape(*SMALL, 32)] * 12)
         assert books.prepared == set()
         releases = books.releases
-        for _ in range(FIRST_PATIENCE):
-            asked(preparation, books, PictureShape(*SMALL, 32))
-            finish(preparation)
+        with_idle_time(preparation, books, *[PictureShape(*SMALL, 32)] * FIRST_PATIENCE)
         assert books.releases == releases
 
     def test_one_that_is_given_up_for_another_size_is_kept_all_the_same(
@@ -400,8 +386,7 @@ class TestTooLittleMemoryForAll:
     ) -> None:
         books.room, books.beside = 1, 0
         finish(preparation)
-        asked(preparation, books, PictureShape(*WIDE, 32))
-        finish(preparation)
+        with_idle_time(preparation, books, PictureShape(*WIDE, 32))
         assert books.prepared == {PictureShape(*SMALL, 32)}
 
     def test_a_request_that_failed_changes_nothing(self, books: Books, preparation: Preparation) -> None:
@@ -417,9 +402,7 @@ class TestTooLittleMemoryForAll:
         books.room = 4
         finish(preparation)
         books.room = 5  # another program is gone
-        for _ in range(2 * FIRST_PATIENCE):
-            asked(preparation, books, PictureShape(*SMALL, 32))
-            finish(preparation)
+        with_idle_time(preparation, books, *[PictureShape(*SMALL, 32)] * (2 * FIRST_PATIENCE))
         assert len(books.prepared) == 5
 
     @pytest.mark.parametrize("room", range(7))
@@ -427,12 +410,11 @@ class TestTooLittleMemoryForAll:
         books.room = room
         books.prepared.clear()
         for size in (SMALL, WIDE, LARGE, WIDE, (48, 48)):
-            for _ in range(3):
-                asked(preparation, books, PictureShape(*size, 64))
-                finish(preparation)
+            with_idle_time(preparation, books, *[PictureShape(*size, 64)] * 3)
             if room > 0:
                 assert PictureShape(*size, 64) in books.prepared
             assert len(books.prepared) <= room
+        assert len(books.done) < 200
 
 
 def test_what_fails_without_a_word_is_tried_once(books: Books, preparation: Preparation) -> None:

@@ -141,7 +141,8 @@ class Preparation:
             shape = self._next_shape()
             if shape is None:
                 return False
-            if self._is_full() and not self._engine.is_prepared(shape):
+            kept = self._prepared()
+            if self._is_full(kept) and shape not in kept:
                 self._engine.release(ran_out=False)
             self._under_way = _UnderWay(shape, deque(self._pieces(shape, somebody_waits)))
             changed(self.statuses())
@@ -181,7 +182,8 @@ class Preparation:
             return None
         by_worth = self._demand.by_worth() if self._most is None else self._demand.by_worth_where_few_fit()
         worth = [shape for shape in by_worth if shape not in self._refused]
-        is_full, kept = self._is_full(), self._prepared()
+        kept = self._prepared()
+        is_full = self._is_full(kept)
         for shape in worth[: self._most]:
             if self._is_done(shape):
                 continue
@@ -189,8 +191,8 @@ class Preparation:
                 return shape
         return None
 
-    def _is_full(self) -> bool:
-        return self._most is not None and len(self._prepared()) >= self._most
+    def _is_full(self, kept: Sequence[PictureShape]) -> bool:
+        return self._most is not None and len(kept) >= self._most
 
     def _is_done(self, shape: PictureShape) -> bool:
         return shape.promptless in self._rehearsed and self._engine.is_prepared(shape)

@@ -220,8 +220,8 @@ class FastTextEncoder:
         return padded(tokens) in self._recordings
 
     def lacks(self, tokens: int) -> bool:
-        """Whether `prepare` has something to do for prompts of so many tokens that it has not tried in vain."""
-        return self._prepares and not self.is_prepared(tokens) and padded(tokens) not in self._tried
+        """Whether `prepare` has something to do for prompts of so many tokens, and has not tried it in vain."""
+        return self._prepares and padded(tokens) not in self._tried
 
     def release(self) -> bool:
         """Drop what was prepared and every hold on the weights: they are about to move, or memory ran out.
