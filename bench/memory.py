@@ -11,9 +11,9 @@ times of the stages. A pair that fails is stored with its error, and the others 
 real cards: what they show is memory; times are those of that GPU.
 
 `--ahead` measures also what it brings to encode the next prompt beside the steps of the present picture, or while it is
-written, where the text encoder is away: the time from picture to picture with and without, and that of a picture whose
-prompt was encoded before it was asked for, on a card of 16 GiB in exact mode, with as many shapes prepared as it keeps.
-`--cards` without any leaves the plans out.
+written: the time from picture to picture with and without, and that of a picture whose prompt was encoded before it was
+asked for, with as many shapes prepared as it keeps; on a card of 16 GiB, where the text encoder is away, and on one of 24, where it is
+not. `--cards` without any leaves the plans out.
 
 FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random weights is written
 there first. Each part is written to the result as soon as it is there, and replaces what an earlier call found.
@@ -32,8 +32,8 @@ from bench.small_card import DRAWING, STAGES, Figures, Trial, highest, unprepare
 from zimage_ui.request import Precision
 
 CARDS_GIB = (24, 16, 12, 8)
-# Where exact mode has no room for the text encoder, and streams nothing.
-AHEAD_GIB, AHEAD_PRECISION = 16, Precision.EXACT
+# Where encoding ahead is measured: without room for the text encoder, and nothing streamed; and with it.
+AHEAD_PAIRS = ((16, Precision.EXACT), (24, Precision.EXACT), (24, Precision.FP8))
 HEADS = (
     "card, GiB", "picture", "precision", "plan", "streamed", "loaded, s", "peak loading, GiB", "allocated", "reserved",
     "cap", "unprepared, ms", "prepared, ms", *STAGES[:-1], "shapes kept", "beside them, ms", "holds",
@@ -52,11 +52,11 @@ def measure(options: argparse.Namespace, turns: Turns) -> None:
             ("plans", size, str(card_gib), str(precision)),
             partial(alone, small_card.prove, trial, options.cold, options.warm),
         )
-    if options.ahead:
-        trial = Trial(options.folder, AHEAD_GIB, AHEAD_PRECISION, options.size)
-        print("encoding ahead:", flush=True)
+    for card_gib, precision in AHEAD_PAIRS if options.ahead else ():
+        trial = Trial(options.folder, card_gib, precision, options.size)
+        print(f"encoding ahead, {card_gib} GiB, {precision}:", flush=True)
         turns.measure(
-            ("ahead", size, str(AHEAD_GIB), str(AHEAD_PRECISION)),
+            ("ahead", size, str(card_gib), str(precision)),
             partial(alone, small_card.compare_ahead, trial, options.ahead),
         )
 

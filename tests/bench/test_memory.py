@@ -134,14 +134,16 @@ def test_all_cards_in_all_precisions_unless_said_otherwise(tmp_path: Path):
     assert memory.parse([str(tmp_path), "--tiny", "--precisions", "int8"]).precisions == [Precision.INT8]
 
 
-def test_encoding_ahead_is_measured_where_the_text_encoder_alone_is_away():
-    free_bytes = memory.AHEAD_GIB * GIB - TAKEN_BYTES
+@pytest.mark.parametrize(("card_gib", "precision"), memory.AHEAD_PAIRS)
+def test_encoding_ahead_is_measured_with_the_text_encoder_away_and_at_home(card_gib: int, precision: Precision):
+    plan = MemoryPlan.TEXT_ENCODER_OFFLOADED if card_gib == 16 else MemoryPlan.RESIDENT
+    free_bytes = card_gib * GIB - TAKEN_BYTES
     card = Device(
         torch_name="cuda:0", name="a card", free_bytes=free_bytes, total_bytes=free_bytes, capability=(9, 0),
         host_free_bytes=2**37,
     )  # fmt: skip
-    need = memory_need(TURBO_SIZES, (1024, 1024), 2, precision=memory.AHEAD_PRECISION)
-    assert choose_plan(card, need).plan is MemoryPlan.TEXT_ENCODER_OFFLOADED
+    need = memory_need(TURBO_SIZES, (1024, 1024), 2, precision=precision)
+    assert choose_plan(card, need).plan is plan
 
 
 def test_the_following_prompt_is_announced_after_each_step_but_the_last():
@@ -162,7 +164,7 @@ def test_the_following_prompt_is_announced_after_each_step_but_the_last():
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("memory") / "tiny"
     arguments = "--tiny --cards 24 --precisions exact fp8 --cold 1 --warm 2 --ahead 2 --commit abc"
-    with pytest.raises(SystemExit, match=r"^left out or failed: plans/64x64/24/fp8$"):
+    with pytest.raises(SystemExit, match=r"^left out or failed: plans/64x64/24/fp8, ahead/64x64/24/fp8$"):
         memory.main([str(folder), *arguments.split()])
     result = json.loads(folder.with_suffix(".memory.json").read_text("utf-8"))
     (call,) = result["calls"].values()
@@ -195,7 +197,7 @@ class TestATinyModelOnTheCpu:
         assert failed.startswith("SettingsError: ZIMAGE_PRECISION = fp8 needs an NVIDIA GPU")
         assert f"24 GiB, fp8, 64x64: {failed}" in memory.notes(parts)
 
-    def test_without_an_encoder_that_is_away_nothing_is_encoded_ahead(self, parts: dict[str, Any]):
+    def test_on_a_cpu_nothing_is_encoded_ahead(self, parts: dict[str, Any]):
         figures = parts["ahead"]["64x64"]["16"]["exact"]
         for way in ("in_turn", "ahead"):
             assert figures[way]["between_ms"]["count"] == len(figures[way]["pictures"]) == 2

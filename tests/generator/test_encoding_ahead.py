@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.generator.fast.conftest import ReplayingRecorder
 from zimage_ui.errors import DeviceMemoryError
 from zimage_ui.generator import encoding_ahead
 from zimage_ui.generator.base import SILENT, GenerationListener
 from zimage_ui.generator.clock import HostStopwatch
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.embedding_cache import EmbeddingCache
-from zimage_ui.generator.encoding import PromptEncoder, with_layers, without_last_layer
+from zimage_ui.generator.encoding import PromptEncoder, tokenize, with_layers, without_last_layer
 from zimage_ui.generator.encoding_ahead import LAYERS_A_PIECE, PromptsAhead
 from zimage_ui.generator.engine import Engine
-from zimage_ui.generator.fast.text_encoder import encode_tokens
+from zimage_ui.generator.fast.text_encoder import FastTextEncoder, encode_tokens, run_layer
 from zimage_ui.generator.residence import VisitingLayers
 from zimage_ui.request import GenerationRequest, Preview
 from zimage_ui.stages import Stage
@@ -216,6 +217,12 @@ def test_without_room_nothing_is_done(encoder, ahead, lane):
     assert not encoder.encode_ahead(PROMPT)
 
 
+def test_before_weights_move_or_memory_goes_what_is_enqueued_beside_is_waited_for(encoder, ahead, lane):
+    assert encoder.encode_ahead(PROMPT)
+    ahead.forget()
+    assert lane.log[-1] == "join"
+
+
 def test_once_somebody_else_was_short_of_memory_it_asks_for_room_anew(encoder, lane):
     assert encoder.encode_ahead(PROMPT)
     lane.room = 10
@@ -266,6 +273,48 @@ def test_what_fails_while_it_is_finished_fails_the_job_and_is_begun_anew(deep, e
     with pytest.raises(torch.OutOfMemoryError):
         encoder.encode(PROMPT)
     assert torch.equal(encoder.encode(PROMPT)[0].prompt_embeds, expected(deep, PROMPT))
+
+
+class TestAtHome:
+    """The text encoder lives on the device."""
+
+    @pytest.fixture
+    def fast(self, deep: Components) -> FastTextEncoder:
+        return FastTextEncoder(deep.text_encoder, CPU, ReplayingRecorder, [lambda: run_layer])
+
+    @pytest.fixture
+    def encoder(self, deep: Components, lane: Lane, fast: FastTextEncoder) -> PromptEncoder:
+        return PromptEncoder(deep, EmbeddingCache(1 << 20), fast.encode, PromptsAhead(deep, lane, fast))
+
+    def tokens(self, deep: Components, prompt: str) -> int:
+        return len(tokenize(deep.tokenizer, prompt, deep.max_prompt_tokens).ids)
+
+    def test_a_length_that_is_prepared_is_encoded_in_one_piece_to_the_same_bits(self, deep, encoder, fast, lane):
+        assert fast.prepare(self.tokens(deep, PROMPT))
+        alone = PromptEncoder(deep, EmbeddingCache(0), fast.encode).encode(PROMPT)[0].prompt_embeds
+        assert [encoder.encode_ahead(PROMPT) for _ in range(3)] == [True, False, False]
+        assert lane.log == ["begin", "end"]
+        embedding, hit = encoder.encode(PROMPT)
+        assert torch.equal(embedding.prompt_embeds, alone)
+        assert (hit, lane.log[-1]) == (False, "join")
+        assert embedding.ahead_ms() == embedding.elapsed_ms() > 0
+
+    def test_any_other_length_is_left_to_the_job(self, deep, encoder, fast, lane):
+        assert fast.prepare(self.tokens(deep, PROMPT))
+        assert not encoder.encode_ahead("a blue dog " * 60)
+        assert lane.log == []
+        assert encoder.encode("a blue dog " * 60)[0].ahead_ms() == 0.0
+
+    def test_no_layer_has_to_find_room(self, deep, encoder, fast, lane):
+        assert fast.prepare(self.tokens(deep, PROMPT))
+        lane.room = 0
+        assert encoder.encode_ahead(PROMPT)
+
+    def test_while_it_is_away_its_layers_visit(self, deep, encoder, fast, monkeypatch):
+        assert fast.prepare(self.tokens(deep, PROMPT))
+        monkeypatch.setattr(FastTextEncoder, "is_here", False)
+        assert [encoder.encode_ahead(PROMPT) for _ in range(PIECES + 1)] == [True] * PIECES + [False]
+        assert torch.equal(encoder.encode(PROMPT)[0].prompt_embeds, expected(deep, PROMPT))
 
 
 class Meanwhile(GenerationListener):
@@ -338,7 +387,7 @@ class TestEngine:
         assert away.encode_ahead(self.asked(), wait=True)
         assert waits == [False, True]
 
-    def test_with_the_encoder_at_home_nothing_is_done(self, engine):
+    def test_on_a_cpu_nothing_is_done(self, engine):
         assert not engine.encode_ahead(self.asked(prompt=OTHER), wait=True)
         listener = Meanwhile(lambda: engine.encode_ahead(self.asked(prompt=OTHER)))
         engine.generate(self.asked(), listener, threading.Event())

@@ -531,7 +531,7 @@ class TestPreparedShapes:
         self, engine, components, monkeypatch
     ):
         """A recorder is a pool of memory: with one for each picture made in between, a small card holds few sizes."""
-        monkeypatch.setattr(FastTextEncoder, "_weights_are_here", False)
+        monkeypatch.setattr(FastTextEncoder, "is_here", False)
         made: list[ReplayingRecorder] = []
 
         def make_recorder() -> ReplayingRecorder:

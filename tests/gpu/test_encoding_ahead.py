@@ -1,4 +1,4 @@
-"""A prompt encoded on a second stream beside another job's steps, with a text encoder that visits layer by layer."""
+"""A prompt encoded on a second stream beside another job's steps, with a text encoder that visits, or is at home."""
 
 from __future__ import annotations
 
@@ -145,7 +145,34 @@ def test_an_encoder_that_comes_home_meanwhile(away):
     assert result.encoded_ahead_ms == 0.0
 
 
-def test_an_encoder_on_the_gpu_does_nothing_ahead(open_engine):
+@pytest.mark.parametrize("steps", [2, 8])
+def test_at_home_both_pictures_are_the_same_bits_in_one_piece(open_engine, steps):
+    engine = open_engine(MemoryPlan.RESIDENT)
+    assert engine.prepare(512, 512, 32)
+    for turn in range(10):
+        answers: list[bool] = []
+        first, second = asked(f"first, {turn}", num_inference_steps=steps), asked(f"a red boat, {turn}")
+        alone = [draw(engine, request)[0] for request in (first, second)]
+        engine.forget_prompts()
+        drawn, _ = draw(engine, first, lambda _, to=answers, after=second: to.append(engine.encode_ahead(after)))
+        after, result = draw(engine, second)
+        assert [drawn, after] == alone
+        assert answers == [True] + [False] * (steps - 2)
+        assert result.encoded_ahead_ms > 0
+
+
+def test_at_home_with_many_beside_each_picture_the_bits_stay_the_same(open_engine):
+    """A graph of the encoder runs beside graphs of steps, of the decoder, and of the encoder for the job itself."""
+    engine = open_engine(MemoryPlan.RESIDENT)
+    assert engine.prepare(512, 512, 32)
+    boats = [asked(f"a red boat, {turn}") for turn in range(8)]
+    alone = [draw(engine, boat)[0] for boat in boats]
+    engine.forget_prompts()
+    announced = iter(asked(f"never drawn, {turn}") for turn in range(100))
+    assert [draw(engine, boat, lambda _: engine.encode_ahead(next(announced)))[0] for boat in boats] == alone
+
+
+def test_at_home_a_length_that_nobody_prepared_is_left_to_the_job(open_engine):
     engine, answers = open_engine(MemoryPlan.RESIDENT), []
     draw(engine, asked("first"), lambda _: answers.append(engine.encode_ahead(asked("a red boat"))))
     assert answers == [False] * 7
