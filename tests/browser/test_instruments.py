@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from playwright.sync_api import expect
 
 from zimage_ui.generator.base import ModelInfo, ProgressListener
@@ -169,19 +170,20 @@ class TestWhatIsStillWritten:
                 "prompt": "a red boat", "negative_prompt": "", "guidance_scale": 0,
             }  # fmt: skip
 
-    def test_where_nothing_is_gained_nothing_is_sent(
-        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting
+    @pytest.mark.parametrize(("device", "drafts"), [("cpu", 0), ("cuda:0", 1)])
+    def test_with_the_encoder_at_home_a_gpu_gains_by_it_and_a_cpu_is_sent_nothing(
+        self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting, device: str, drafts: int
     ) -> None:
         class Resident(FakeGenerator):
             def load(self, progress: ProgressListener) -> ModelInfo:
-                self._info = replace(super().load(progress), memory_plan="resident")
+                self._info = replace(super().load(progress), memory_plan="resident", device=device)
                 return self._info
 
         with run_studio(tmp_path, generator=Resident()) as studio:
             person = self.writing(visit(studio), "a red boat")
             person.page.clock.fast_forward(10_000)
             self.made(person, "a red boat")
-            assert self.drafts(person) == 0
+            assert self.drafts(person) == drafts
 
     def test_who_asks_at_once_announces_nothing(self, tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:
         with run_studio(tmp_path, generator=FakeGenerator()) as studio:

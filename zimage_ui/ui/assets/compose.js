@@ -129,11 +129,12 @@ function adapt() {
   announceSoon();
 }
 
-/** Encoding takes longer where the text encoder has no room on the device: it may begin when the writing pauses. */
+/** A GPU has nothing to do while somebody writes: encoding may begin when the writing pauses. */
 function announceSoon() {
   clearTimeout(pause);
-  const plan = model()?.memory_plan;
-  if (!composing && plan && plan !== "resident" && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
+  const { device, memory_plan: plan } = model() ?? {};
+  const gains = device?.startsWith("cuda") || (plan && plan !== "resident");
+  if (gains && !composing && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
 }
 
 /** Nobody waits for an answer, nor hears of a failure. */
