@@ -12,8 +12,8 @@ real cards: what they show is memory; times are those of that GPU.
 
 `--ahead` measures also what it brings to encode the next prompt beside the steps of the present picture, or while it is
 written: the time from picture to picture with and without, and that of a picture whose prompt was encoded before it was
-asked for, with as many shapes prepared as it keeps; on a card of 16 GiB, where the text encoder is away, and on one of 24, where it is
-not. `--cards` without any leaves the plans out.
+asked for, with as many shapes prepared as are kept; on a card of 16 GiB, where the text encoder is away, and on one of
+24, where it is not. `--cards` without any leaves the plans out.
 
 FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random weights is written
 there first. Each part is written to the result as soon as it is there, and replaces what an earlier call found.
