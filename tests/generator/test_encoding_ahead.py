@@ -310,6 +310,21 @@ class TestAtHome:
         lane.room = 0
         assert encoder.encode_ahead(PROMPT)
 
+    def test_without_memory_for_it_it_is_tried_again_after_the_next_job(self, deep, lane, fast, monkeypatch):
+        assert fast.prepare(self.tokens(deep, PROMPT))
+        ahead, calls = PromptsAhead(deep, lane, fast), []
+
+        def full(ids: list[int]) -> torch.Tensor:
+            calls.append(ids)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fast, "encode", full)
+            assert [ahead.advance(PROMPT) for _ in range(3)] == [False] * 3
+        assert len(calls) == 1
+        ahead.forget()
+        assert ahead.advance(PROMPT)
+
     def test_while_it_is_away_its_layers_visit(self, deep, encoder, fast, monkeypatch):
         assert fast.prepare(self.tokens(deep, PROMPT))
         monkeypatch.setattr(FastTextEncoder, "is_here", False)

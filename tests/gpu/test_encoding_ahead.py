@@ -163,13 +163,18 @@ def test_at_home_both_pictures_are_the_same_bits_in_one_piece(open_engine, steps
 
 def test_at_home_with_many_beside_each_picture_the_bits_stay_the_same(open_engine):
     """A graph of the encoder runs beside graphs of steps, of the decoder, and of the encoder for the job itself."""
-    engine = open_engine(MemoryPlan.RESIDENT)
+    engine, answers = open_engine(MemoryPlan.RESIDENT), []
     assert engine.prepare(512, 512, 32)
     boats = [asked(f"a red boat, {turn}") for turn in range(8)]
-    alone = [draw(engine, boat)[0] for boat in boats]
+    announced = [asked(f"a blue dog, {turn:02}") for turn in range(7 * len(boats))]
+    alone = [draw(engine, request)[0] for request in (*boats, *announced[-2:])]
     engine.forget_prompts()
-    announced = iter(asked(f"never drawn, {turn}") for turn in range(100))
-    assert [draw(engine, boat, lambda _: engine.encode_ahead(next(announced)))[0] for boat in boats] == alone
+    following = iter(announced)
+    drawn = [draw(engine, boat, lambda _: answers.append(engine.encode_ahead(next(following))))[0] for boat in boats]
+    assert answers == [True] * len(announced)
+    after = [draw(engine, request) for request in announced[-2:]]
+    assert [*drawn, *(pixels for pixels, _ in after)] == alone
+    assert all(result.encoded_ahead_ms > 0 for _, result in after)
 
 
 def test_at_home_a_length_that_nobody_prepared_is_left_to_the_job(open_engine):
