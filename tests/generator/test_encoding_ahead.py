@@ -280,7 +280,7 @@ class TestAtHome:
 
     @pytest.fixture
     def fast(self, deep: Components) -> FastTextEncoder:
-        return FastTextEncoder(deep.text_encoder, CPU, ReplayingRecorder, [lambda: run_layer])
+        return FastTextEncoder(deep.text_encoder, CPU, ReplayingRecorder(), [lambda: run_layer])
 
     @pytest.fixture
     def encoder(self, deep: Components, lane: Lane, fast: FastTextEncoder) -> PromptEncoder:

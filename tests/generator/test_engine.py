@@ -24,10 +24,8 @@ from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.engine import Engine
 from zimage_ui.generator.fast.denoiser import FastTransformer
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
-from zimage_ui.generator.fast.graphs import SharedRecorder
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.fast.step import EAGER
-from zimage_ui.generator.fast.text_encoder import FastTextEncoder
 from zimage_ui.request import GenerationRequest, SchedulerName
 from zimage_ui.stages import MonotonicClock, Stage
 
@@ -504,7 +502,7 @@ class TestPreparedShapes:
     @pytest.fixture
     def engine(self, components: Components, recorder: ReplayingRecorder, monkeypatch: pytest.MonkeyPatch) -> Engine:
         monkeypatch.setattr("zimage_ui.generator.fast.denoiser._compiled", lambda: EAGER)
-        return Engine(components, 1 << 20, make_recorder=lambda: recorder)
+        return Engine(components, 1 << 20, recorder=recorder)
 
     def test_a_picture_says_whether_its_shape_was_prepared_and_is_the_same(self, engine, as_array):
         cold = make(engine, request())
@@ -526,26 +524,6 @@ class TestPreparedShapes:
         make(engine, request(width=96, num_images_per_prompt=2))
         make(engine, request(guidance_scale=3.0, negative_prompt="a blue dog " * 20))
         assert made == [(PictureShape(96, 64, 32, 2),), (PictureShape(64, 64, 96), PictureShape(64, 64, 32))]
-
-    def test_where_the_text_encoder_is_away_all_sizes_are_recorded_by_one_recorder(
-        self, engine, components, monkeypatch
-    ):
-        """A recorder is a pool of memory: with one for each picture made in between, a small card holds few sizes."""
-        monkeypatch.setattr(FastTextEncoder, "is_here", False)
-        made: list[ReplayingRecorder] = []
-
-        def make_recorder() -> ReplayingRecorder:
-            made.append(ReplayingRecorder())
-            return made[-1]
-
-        components.memory_plan = MemoryPlan.TEXT_ENCODER_OFFLOADED
-        engine = Engine(components, 1 << 20, SharedRecorder(make_recorder).renewed)
-        before = len(made)
-        for width, height in ((64, 64), (96, 64), (64, 96)):
-            assert engine.prepare(width, height, 32)
-            assert make(engine, request(width=width, height=height)).shape_warm
-        assert len(made) == before
-        assert made[-1].recorded == 1 + 3 + 3  # refining the caption, steps, decoding
 
     def test_after_a_job_for_which_the_text_encoder_left_it_is_prepared_anew(self, engine):
         assert engine.prepare(64, 64, 32)

@@ -68,7 +68,7 @@ def test_the_cache_begins_empty_afterwards(engine):
 def test_where_something_is_recorded_the_default_size_alone_is_prepared_before_its_pass(components, monkeypatch):
     monkeypatch.setattr("zimage_ui.generator.fast.denoiser._compiled", lambda: EAGER)
     recorder = ReplayingRecorder()
-    engine = Engine(components, 1 << 20, make_recorder=lambda: recorder)
+    engine = Engine(components, 1 << 20, recorder=recorder)
     made: list[tuple[PictureShape, int]] = []
     engine.on_made = lambda shape: made.append((shape, recorder.recorded))
     heard: list[WarmupProgress] = []

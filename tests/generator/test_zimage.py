@@ -129,7 +129,7 @@ def test_shapes_are_prepared_piece_by_piece_and_those_asked_for_come_first(
     from zimage_ui.generator.fast.step import EAGER
 
     monkeypatch.setattr("zimage_ui.generator.fast.denoiser._compiled", lambda: EAGER)
-    monkeypatch.setattr("zimage_ui.generator.engine.recorders_for", lambda device: ReplayingRecorder)
+    monkeypatch.setattr("zimage_ui.generator.engine.recorder_for", lambda device: ReplayingRecorder())
     generator = generator_for(tiny_folder)
     sizes = generator.load(lambda report: None).profile.sizes
     assert {each.state for each in generator.shapes()} == {ShapeState.COLD}

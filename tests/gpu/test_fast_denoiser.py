@@ -236,7 +236,7 @@ def test_a_failed_capture_leaves_the_gpu_usable_and_the_picture_whole(half, prom
 
             return super().record(waits)
 
-    broken = FastTransformer(half, CUDA, torch.bfloat16, lambda: Synchronises(CUDA))
+    broken = FastTransformer(half, CUDA, torch.bfloat16, Synchronises(CUDA))
     with caplog.at_level(logging.WARNING, "zimage_ui"):
         assert not broken.prepare(DenoiserShape(16, 24, 64))
     assert "could not be prepared" in caplog.text
@@ -263,6 +263,17 @@ def test_a_recorder_goes_on_when_its_last_recording_is_gone():
         recorded = RecordedFunction(lambda a: (a + 1).sqrt() * 2, (example,), recorder)
         assert torch.equal(recorded(example), torch.full_like(example, 4.0))
         del recorded
+
+
+def test_after_a_recording_that_failed_the_recorder_goes_on_and_what_was_recorded_stays():
+    recorder, example = CudaRecorder(CUDA), torch.full((2**20,), 3.0, device=CUDA)
+    before = RecordedFunction(lambda a: a + 1, (example,), recorder)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            RecordedFunction(lambda a: a * a.sum().item(), (example,), recorder)  # waits, which no graph can
+        after = RecordedFunction(lambda a: a * 2, (example,), recorder)
+        assert torch.equal(before(example), torch.full_like(example, 4.0))
+        assert torch.equal(after(example), torch.full_like(example, 6.0))
 
 
 def test_a_recording_stays_whole_when_others_of_its_stream_are_gone():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +123,13 @@ def test_memory_that_ran_out_is_counted(generator):
     assert generator._engine.times_out_of_memory == before + 1
 
 
+class OwnPools:
+    """Gives each recording a pool of its own."""
+
+    def record(self, work: Callable[[], Any]) -> Any:
+        return CudaRecorder(CUDA).record(work)
+
+
 def test_parts_that_share_a_pool_draw_what_parts_with_pools_of_their_own_draw(folder):
     """In turns, so that whatever one graph would leave in another's memory would be seen."""
 
@@ -133,7 +140,7 @@ def test_parts_that_share_a_pool_draw_what_parts_with_pools_of_their_own_draw(fo
             assert made.prepare(shape.width, shape.height, shape.caption_tokens)
         return made
 
-    shared, apart = engine(), engine(make_recorder=partial(CudaRecorder, CUDA))
+    shared, apart = engine(), engine(recorder=OwnPools())
     prompts = ["a lighthouse at dusk", "a red boat " * 12]
     for turn in range(6):
         size, prompt = SHAPES[turn % len(SHAPES)], f"{prompts[turn % 2]}, {turn}"
@@ -148,7 +155,7 @@ def test_where_the_text_encoder_is_away_pictures_in_between_leave_the_pool_whole
     for size in SHAPES:
         assert engine.prepare(size.width, size.height, size.caption_tokens)
         drawn(engine, size, "a lighthouse at dusk")
-        pools.add(engine._transformer._passes._recorder._recorder._pool.handle()[0])
+        pools.add(engine._transformer._passes._recorder._pool.handle()[0])
     assert len(pools) == 1
 
 
@@ -163,4 +170,4 @@ def test_parts_that_share_a_pool_need_less_memory(folder):
         return torch.cuda.memory_reserved(CUDA) - before
 
     reserved_bytes()  # the first pays for what a process keeps once, such as cuBLAS's workspaces
-    assert reserved_bytes() < reserved_bytes(make_recorder=partial(CudaRecorder, CUDA))
+    assert reserved_bytes() < reserved_bytes(recorder=OwnPools())

@@ -29,7 +29,7 @@ from zimage_ui.generator.encoding import PromptEncoder, without_last_layer
 from zimage_ui.generator.encoding_ahead import CudaSideLane, PromptsAhead
 from zimage_ui.generator.failures import translated
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
-from zimage_ui.generator.fast.graphs import Recorder, recorders_for
+from zimage_ui.generator.fast.graphs import Recorder, recorder_for
 from zimage_ui.generator.fast.shapes import DenoiserShape, PictureShape
 from zimage_ui.generator.fast.text_encoder import FastTextEncoder
 from zimage_ui.generator.fast.vae import FastDecoder
@@ -123,7 +123,7 @@ class Engine:
         self,
         components: Components,
         embedding_cache_bytes: int,
-        make_recorder: Callable[[], Recorder] | None = None,
+        recorder: Recorder | None = None,
         precision: Precision = Precision.EXACT,
     ) -> None:
         """Lay the components out for speed.
@@ -133,22 +133,22 @@ class Engine:
                 transformer away: no other engine can use it. Where they were rounded while loading, that is the
                 precision.
             embedding_cache_bytes: what cached prompt embeddings may take of the host's memory.
-            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+            recorder: records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             precision: of the transformer's matrix products; a CPU emulates what it has not.
         """
-        make_recorder = make_recorder or recorders_for(components.device)
+        recorder = recorder or recorder_for(components.device)
         components = replace(components, text_encoder=without_last_layer(components.text_encoder))
         self.components = components
         self.projection: PreviewProjection | None = None
         self.on_made: Callable[..., None] = lambda *shapes: None
         self.on_ran_out: Callable[[], None] = lambda: None
-        self.prepares = make_recorder is not None
+        self.prepares = recorder is not None
         self._precision = components.rounded.precision if components.rounded else precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
-        self._text_encoder = FastTextEncoder(components.text_encoder, components.device, make_recorder)
+        self._text_encoder = FastTextEncoder(components.text_encoder, components.device, recorder)
         # With a recorder, and thus a pool of memory, of its own: it runs beside all others.
         self._encoder_beside = FastTextEncoder(
-            components.text_encoder, components.device, recorders_for(components.device)
+            components.text_encoder, components.device, recorder_for(components.device)
         )
         is_gpu = components.device.type == "cuda"
         self._ahead = (
@@ -163,15 +163,13 @@ class Engine:
                 components.transformer,
                 components.device,
                 components.dtype,
-                make_recorder,
+                recorder,
                 streamed_layers=streamed_layers,
                 precision=components.rounded or precision,
             ),
             components.device,
         )
-        self._decoder = translated(
-            lambda: FastDecoder(components.vae, components.device, make_recorder), components.device
-        )
+        self._decoder = translated(lambda: FastDecoder(components.vae, components.device, recorder), components.device)
         translated(lambda: self._settle(components.memory_plan), components.device)
 
     def fit_preview(self) -> None:

@@ -29,7 +29,7 @@ def captions(transformer, recorder):
 
 def made(transformer, recorder):
     network = StepNetwork(transformer)
-    return Captions(network, transformer.rope_embedder, CPU, torch.float32, lambda: recorder)
+    return Captions(network, transformer.rope_embedder, CPU, torch.float32, recorder)
 
 
 @pytest.fixture

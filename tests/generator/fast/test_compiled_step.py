@@ -24,7 +24,7 @@ def fast(transformer, backend, monkeypatch):
     """A model that is traced as it is on a GPU: no packed weights."""
     monkeypatch.setattr("zimage_ui.generator.fast.step.packing_pays", lambda transformer: False)
     functions = compiled_functions(backend=backend)
-    return FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder, ways=[lambda: functions])
+    return FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder(), ways=[lambda: functions])
 
 
 def test_one_compilation_serves_all_blocks_of_equal_sizes(fast, backend):

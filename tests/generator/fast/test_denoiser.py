@@ -134,7 +134,7 @@ class TestPreparation:
 
     @pytest.fixture
     def fast(self, transformer, recorder):
-        return FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=[lambda: EAGER])
+        return FastTransformer(transformer, CPU, torch.float32, recorder, ways=[lambda: EAGER])
 
     SHAPE = DenoiserShape(8, 8, 32)
 
@@ -196,7 +196,7 @@ class TestPreparation:
         def broken():
             raise RuntimeError("no compiler here")
 
-        fast = FastTransformer(transformer, CPU, torch.float32, lambda: recorder, ways=[broken, lambda: EAGER])
+        fast = FastTransformer(transformer, CPU, torch.float32, recorder, ways=[broken, lambda: EAGER])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert fast.prepare(self.SHAPE)
         assert "no compiler here" in caplog.text
@@ -218,7 +218,7 @@ class TestPreparation:
         """With ways that begin with kernels of our own, which torch's operations stand in for."""
         monkeypatch.setattr(denoiser, "has_triton_parts", lambda *_: True)
         monkeypatch.setattr(denoiser, "_compiled", lambda: EAGER)
-        return FastTransformer(random_transformer().bfloat16(), CPU, torch.bfloat16, lambda: recorder)
+        return FastTransformer(random_transformer().bfloat16(), CPU, torch.bfloat16, recorder)
 
     def test_kernels_are_measured_product_by_product_and_not_where_all_is_done(self, ours, recorder, asked):
         for piece in ours.measurements(self.SHAPE):
@@ -256,7 +256,7 @@ class TestPreparation:
             raise RuntimeError("no compiler here")
 
         monkeypatch.setattr(denoiser, "_with_triton", broken)
-        ours = FastTransformer(random_transformer().bfloat16(), CPU, torch.bfloat16, ReplayingRecorder)
+        ours = FastTransformer(random_transformer().bfloat16(), CPU, torch.bfloat16, ReplayingRecorder())
         assert ours.prepare(self.SHAPE)
         asked.clear()
         for piece in ours.measurements(DenoiserShape(10, 14, 32)):
@@ -310,7 +310,7 @@ class TestPreparation:
             def record(self, work):
                 raise RuntimeError("operation not permitted when stream is capturing")
 
-        fast = FastTransformer(transformer, CPU, torch.float32, Broken, ways=[lambda: EAGER, lambda: EAGER])
+        fast = FastTransformer(transformer, CPU, torch.float32, Broken(), ways=[lambda: EAGER, lambda: EAGER])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not fast.prepare(self.SHAPE)
         assert caplog.text.count("not permitted") >= 2

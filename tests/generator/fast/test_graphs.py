@@ -16,8 +16,7 @@ from zimage_ui.generator.fast.graphs import (
     RecordedFunction,
     Recorder,
     Recordings,
-    SharedRecorder,
-    recorders_for,
+    recorder_for,
 )
 
 pytestmark = pytest.mark.model
@@ -133,21 +132,12 @@ class TestGraphPool:
 
 class TestRecordings:
     @pytest.fixture
-    def made(self) -> list[ReplayingRecorder]:
-        """All recorders, in the order in which they were asked for."""
-        return []
+    def recorder(self) -> ReplayingRecorder:
+        return ReplayingRecorder()
 
     @pytest.fixture
-    def recordings(self, made) -> Recordings[int, str]:
-        return Recordings(2, self.maker(made), ["usual"])
-
-    @staticmethod
-    def maker(made: list[ReplayingRecorder]) -> Callable[[], ReplayingRecorder]:
-        def make() -> ReplayingRecorder:
-            made.append(ReplayingRecorder())
-            return made[-1]
-
-        return make
+    def recordings(self, recorder) -> Recordings[int, str]:
+        return Recordings(2, recorder, ["usual"])
 
     @staticmethod
     def tripled(size: int, way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
@@ -160,13 +150,13 @@ class TestRecordings:
     def prepared(self, recordings: Recordings[int, str], size: int) -> bool:
         return recordings.prepare(size, partial(self.tripled, size), f"tripling {size}")
 
-    def test_what_is_prepared_runs_and_costs_nothing_again(self, recordings, made, caplog):
+    def test_what_is_prepared_runs_and_costs_nothing_again(self, recordings, recorder, caplog):
         assert recordings.get(4) is None
         with caplog.at_level(logging.INFO, "zimage_ui"):
             assert self.prepared(recordings, 4)
             assert self.prepared(recordings, 4)
         assert caplog.text.count("tripling 4 is prepared in") == 1
-        assert [recorder.recorded for recorder in made] == [1]
+        assert recorder.recorded == 1
         assert (4 in recordings, 5 in recordings) == (True, False)
         run = recordings.get(4)
         assert run is not None
@@ -179,41 +169,30 @@ class TestRecordings:
         assert self.prepared(recordings, 3)
         assert [size in recordings for size in (1, 2, 3)] == [True, False, True]
 
-    def test_a_failure_is_logged_once_and_costs_the_recorder_but_not_what_is_ready(self, recordings, made, caplog):
+    def test_a_failure_is_logged_once_and_costs_nothing_that_is_ready(self, recordings, caplog):
         assert self.prepared(recordings, 1)
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not recordings.prepare(2, self.broken, "something")
         assert caplog.text.count("something could not be prepared: RuntimeError: no compiler here") == 1
         assert (1 in recordings, 2 in recordings) == (True, False)
         assert self.prepared(recordings, 2)
-        assert [recorder.recorded for recorder in made] == [1, 1]
 
-    def test_released_they_begin_anew_with_the_same_recorder(self, recordings, made):
-        """It is other parts', too: with another for each release, none would share its memory with those before."""
+    def test_released_they_begin_anew(self, recordings, recorder):
         assert not recordings.release()
         assert self.prepared(recordings, 1)
         assert recordings.release()
         assert 1 not in recordings
         assert self.prepared(recordings, 1)
-        assert [recorder.recorded for recorder in made] == [2]
+        assert recorder.recorded == 2
 
-    def test_what_is_ready_without_a_recording_holds_no_memory(self, recordings, made):
+    def test_what_is_ready_without_a_recording_holds_no_memory(self, recordings):
         assert recordings.prepare(1, lambda way, recorder: torch.neg, "negating")
         assert not recordings.release()
         assert 1 not in recordings
 
-    def test_those_of_several_parts_share_a_recorder_through_failures(self, made):
-        shared = SharedRecorder(self.maker(made))
-        first, second = (Recordings[int, str](2, shared.renewed, ["usual"]) for _ in range(2))
-        assert not first.prepare(1, self.broken, "something")
-        before = len(made)
-        assert self.prepared(first, 1)
-        assert self.prepared(second, 1)
-        assert (len(made), made[-1].recorded) == (before, 2)
-
-    def tried_for(self, sizes, ways, failing, made):
+    def tried_for(self, sizes, ways, failing, recorder):
         """The ways that are tried for each of `sizes`; one in `failing` fails, alone or with its size."""
-        recordings: Recordings[int, str] = Recordings(8, self.maker(made), ways)
+        recordings: Recordings[int, str] = Recordings(8, recorder, ways)
         tried: list[tuple[int, str]] = []
 
         def record(size: int, way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
@@ -226,25 +205,25 @@ class TestRecordings:
             recordings.prepare(size, partial(record, size), f"tripling {size}")
         return tried
 
-    def test_a_way_that_never_worked_is_tried_once_and_the_rest_share_a_recorder(self, made):
+    def test_a_way_that_never_worked_is_tried_once(self, recorder):
         """Each failure costs time, and a pool of memory of its own for whatever is recorded before the next one."""
-        tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {"ours"}, made)
+        tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {"ours"}, recorder)
         assert tried == [(1, "ours"), (1, "compiled"), (2, "compiled"), (3, "compiled")]
-        assert [recorder.recorded for recorder in made] == [0, 3]
+        assert recorder.recorded == 3
 
-    def test_a_way_that_has_worked_is_tried_for_other_sizes_after_it_failed_for_one(self, made):
-        tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {(2, "ours")}, made)
+    def test_a_way_that_has_worked_is_tried_for_other_sizes_after_it_failed_for_one(self, recorder):
+        tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {(2, "ours")}, recorder)
         assert tried == [(1, "ours"), (2, "ours"), (2, "compiled"), (3, "ours")]
 
-    def test_the_last_way_is_always_tried(self, made):
-        tried = self.tried_for([1, 2], ["ours", "compiled"], {"ours", (1, "compiled")}, made)
+    def test_the_last_way_is_always_tried(self, recorder):
+        tried = self.tried_for([1, 2], ["ours", "compiled"], {"ours", (1, "compiled")}, recorder)
         assert tried == [(1, "ours"), (1, "compiled"), (2, "compiled")]
 
-    def test_where_memory_is_full_no_other_way_takes_less(self, made, caplog):
-        recordings: Recordings[int, str] = Recordings(8, self.maker(made), ["ours", "compiled"])
+    def test_where_memory_is_full_no_other_way_takes_less(self, recorder, caplog):
+        recordings: Recordings[int, str] = Recordings(8, recorder, ["ours", "compiled"])
         tried = []
 
-        def record(way: str, recorder: Recorder) -> Callable[..., torch.Tensor]:
+        def record(way: str, _recorder: Recorder) -> Callable[..., torch.Tensor]:
             tried.append(way)
             if len(tried) == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -263,23 +242,5 @@ class TestRecordings:
         assert 1 not in recordings
 
 
-def test_parts_that_share_a_recorder_get_its_successor_together():
-    made: list[ReplayingRecorder] = []
-
-    def make() -> ReplayingRecorder:
-        made.append(ReplayingRecorder())
-        return made[-1]
-
-    shared = SharedRecorder(make)
-    first, second = shared.renewed(), shared.renewed()
-    assert first is second is shared
-    first.record(lambda: torch.zeros(1))
-    second.record(lambda: torch.zeros(1))
-    assert [recorder.recorded for recorder in made] == [0, 0, 2]
-    first.renewed()
-    second.record(lambda: torch.zeros(1))
-    assert [recorder.recorded for recorder in made] == [0, 0, 2, 1]
-
-
 def test_a_cpu_records_nothing():
-    assert recorders_for(torch.device("cpu")) is None
+    assert recorder_for(torch.device("cpu")) is None

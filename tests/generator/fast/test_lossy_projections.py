@@ -172,7 +172,7 @@ class TestTracedForACompiler:
         functions = compiled_functions(backend=backend)
         ways = [lambda: functions]
         return FastTransformer(
-            random_transformer(), CPU, torch.float32, ReplayingRecorder, ways, precision=request.param
+            random_transformer(), CPU, torch.float32, ReplayingRecorder(), ways, precision=request.param
         )
 
     def test_it_computes_the_same_with_as_few_functions(self, fast, backend, noise, distance):

@@ -131,7 +131,7 @@ def velocity(fast, noise, shape):
 
 
 def test_they_come_first_and_serve_every_size_once_they_have_worked(asked, transformer, noise, distance):
-    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder())
     first, other = DenoiserShape(8, 8, 32), DenoiserShape(10, 14, 32)
     before = velocity(fast, noise, other)
     assert asked
@@ -146,7 +146,7 @@ def test_with_them_nothing_is_compiled(asked, transformer, noise, monkeypatch):
     compiled = []
     monkeypatch.setattr(captions, "has_triton_parts", lambda *_: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
-    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder())
     for shape in (DenoiserShape(8, 8, 32), DenoiserShape(10, 14, 32)):
         assert fast.prepare(shape)
     assert all(asked)
@@ -156,7 +156,7 @@ def test_with_them_nothing_is_compiled(asked, transformer, noise, monkeypatch):
 def test_where_they_fail_for_a_further_size_its_picture_goes_on_without(
     asked, transformer, noise, distance, monkeypatch, caplog
 ):
-    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder())
     first, other = DenoiserShape(8, 8, 32), DenoiserShape(10, 14, 32)
     before = velocity(fast, noise, other)
     assert fast.prepare(first)
@@ -178,7 +178,7 @@ def test_where_they_fail_for_a_further_size_its_picture_goes_on_without(
 
 
 def test_a_full_memory_says_nothing_of_them(asked, transformer, noise, monkeypatch):
-    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder())
     assert fast.prepare(DenoiserShape(8, 8, 32))
 
     def full(*, triton):
@@ -199,7 +199,7 @@ def test_where_they_fail_the_next_way_is_taken(asked, transformer, noise, monkey
 
     monkeypatch.setattr(denoiser, "TRITON", TRITON._replace(enter=broken))
     monkeypatch.setattr(denoiser, "_compiled", lambda: step.EAGER)
-    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder)
+    fast = FastTransformer(transformer, CPU, torch.float32, ReplayingRecorder())
     assert fast.prepare(DenoiserShape(8, 8, 32))
     assert "no such instruction" in caplog.text
     asked.clear()
@@ -224,7 +224,7 @@ def test_attention_in_eight_bits_goes_with_eight_bit_products_and_our_kernels(
     functions = TRITON._replace(block=run_block)
     monkeypatch.setattr(denoiser, "has_fp8_attention", lambda *_: hopper)
     monkeypatch.setattr(denoiser, "TRITON", functions)
-    fast = FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder, precision=precision)
+    fast = FastTransformer(random_transformer(), CPU, torch.float32, ReplayingRecorder(), precision=precision)
     assert fast.prepare(DenoiserShape(8, 8, 32))
     velocity(fast, noise, DenoiserShape(10, 14, 32))
     backend = AttentionBackend.FP8 if eight_bit else None

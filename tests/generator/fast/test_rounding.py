@@ -289,14 +289,14 @@ def test_what_cannot_be_compiled_is_denoised_by_the_same_rounded_products(precis
 
     model = random_transformer().bfloat16()
     fast = FastTransformer(
-        model, CPU, torch.bfloat16, ReplayingRecorder, [broken], precision=rounded(model, precision)
+        model, CPU, torch.bfloat16, ReplayingRecorder(), [broken], precision=rounded(model, precision)
     )  # fmt: skip
     answered = velocities(fast, noise)
     assert not fast.prepare(DenoiserShape(8, 8, 64))
     assert torch.equal(velocities(fast, noise), answered)
     model = random_transformer().bfloat16()
     fast = FastTransformer(
-        model, CPU, torch.bfloat16, ReplayingRecorder, [broken, only_eager], precision=rounded(model, precision)
+        model, CPU, torch.bfloat16, ReplayingRecorder(), [broken, only_eager], precision=rounded(model, precision)
     )
     assert fast.prepare(DenoiserShape(8, 8, 64))
     assert torch.equal(velocities(fast, noise), answered)

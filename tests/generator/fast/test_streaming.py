@@ -125,7 +125,7 @@ class TestPreparation:
             compiled.append(1)
             return EAGER
 
-        fast = streamed(5, transfer, make_recorder=lambda: recorder, ways=[functions])
+        fast = streamed(5, transfer, recorder=recorder, ways=[functions])
         assert fast.prepare(SHAPE)
         assert fast.prepare(SHAPE)
         assert fast.is_prepared(SHAPE)
@@ -134,13 +134,13 @@ class TestPreparation:
 
     @pytest.mark.parametrize(("count", "held"), [(0, True), (5, False)])
     def test_only_what_is_recorded_holds_memory(self, transfer, count, held):
-        fast = streamed(count, transfer, make_recorder=ReplayingRecorder, ways=[lambda: EAGER])
+        fast = streamed(count, transfer, recorder=ReplayingRecorder(), ways=[lambda: EAGER])
         assert not fast.release()
         fast.prepare(SHAPE)
         assert fast.release() is held
 
     def test_what_was_prepared_goes_when_layers_move_and_stays_when_none_does(self, transfer):
-        fast = streamed(5, transfer, make_recorder=ReplayingRecorder, ways=[lambda: EAGER])
+        fast = streamed(5, transfer, recorder=ReplayingRecorder(), ways=[lambda: EAGER])
         fast.prepare(SHAPE)
         fast.stream(5)
         assert fast.is_prepared(SHAPE)
@@ -158,7 +158,7 @@ class TestPreparation:
 
         torch._dynamo.reset()
         functions = compiled_functions(backend=counting)
-        fast = streamed(4, transfer, make_recorder=ReplayingRecorder, ways=[lambda: functions])
+        fast = streamed(4, transfer, recorder=ReplayingRecorder(), ways=[lambda: functions])
         assert fast.prepare(SHAPE)
         first = len(graphs)
         assert first <= 6  # enter, leave, and the block: for image and for both, resident and streamed

@@ -103,7 +103,7 @@ class TestWithARecorder:
 
     @pytest.fixture
     def encoder(self, text_encoder, recorder) -> FastTextEncoder:
-        return FastTextEncoder(text_encoder, CPU, lambda: recorder)
+        return FastTextEncoder(text_encoder, CPU, recorder)
 
     def test_the_stock_module_encodes_until_something_is_prepared(self, encoder, stock_calls):
         encoder.encode(ids_of(20))
@@ -179,7 +179,7 @@ class TestWithARecorder:
             def record(self, work: Any) -> Any:
                 raise RuntimeError("no graphs here")
 
-        encoder = FastTextEncoder(text_encoder, CPU, Broken, [lambda: run_layer])
+        encoder = FastTextEncoder(text_encoder, CPU, Broken(), [lambda: run_layer])
         assert not encoder.prepare(10)
         assert not encoder.is_prepared(10)
         assert not encoder.lacks(10)
@@ -211,7 +211,7 @@ class TestWithARecorder:
             def record(self, work: Any) -> Any:
                 raise RuntimeError("no compiler here")
 
-        encoder = FastTextEncoder(text_encoder, CPU, Broken)
+        encoder = FastTextEncoder(text_encoder, CPU, Broken())
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not encoder.prepare(10)
         assert "no compiler here" in caplog.text
@@ -247,7 +247,7 @@ class TestWays:
         def unwanted() -> Layer:
             raise AssertionError("nobody asked for this")
 
-        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, [way("ours"), unwanted])
+        encoder = FastTextEncoder(text_encoder, CPU, recorder, [way("ours"), unwanted])
         assert encoder.prepare(20)
         assert encoder.prepare(20)
         encoder.encode(ids_of(20))
@@ -266,7 +266,7 @@ class TestWays:
         expected = encode_tokens(text_encoder, ids_of(50), CPU)
         stock_calls.clear()
         ways = [unmakable, lambda: failing, way("compiled")]
-        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, ways)
+        encoder = FastTextEncoder(text_encoder, CPU, recorder, ways)
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert encoder.prepare(20)
         assert "no such compiler" in caplog.text
@@ -279,7 +279,7 @@ class TestWays:
         def unmakable() -> Layer:
             raise ImportError("no such compiler")
 
-        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, [unmakable, unmakable])
+        encoder = FastTextEncoder(text_encoder, CPU, recorder, [unmakable, unmakable])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not encoder.prepare(20)
         assert caplog.text.count("no such compiler") >= 2
@@ -294,7 +294,7 @@ class TestWays:
                 raise RuntimeError("too long for these kernels")
             return ours(*arguments)
 
-        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, [lambda: for_short_prompts, way("compiled")])
+        encoder = FastTextEncoder(text_encoder, CPU, recorder, [lambda: for_short_prompts, way("compiled")])
         assert encoder.prepare(20)
         assert encoder.prepare(50)
         ran.clear()
@@ -329,9 +329,9 @@ class TestWays:
         monkeypatch.setattr(module, "has_triton_parts", lambda *_: False)
         module._compiled_layer.cache_clear()
         ways = usual_ways(text_encoder, CUDA)
-        FastTextEncoder(text_encoder, CUDA, lambda: recorder)
+        FastTextEncoder(text_encoder, CUDA, recorder)
         assert not asked
-        encoder = FastTextEncoder(text_encoder, CPU, lambda: recorder, ways)
+        encoder = FastTextEncoder(text_encoder, CPU, recorder, ways)
         assert encoder.prepare(20)
         assert encoder.prepare(50)
         module._compiled_layer.cache_clear()

@@ -126,7 +126,7 @@ class TestWithARecorder:
 
     @pytest.fixture
     def decoder(self, stock, recorder) -> FastDecoder:
-        return FastDecoder(copied(stock.vae), CPU, lambda: recorder, [MAKERS["gpu"]])
+        return FastDecoder(copied(stock.vae), CPU, recorder, [MAKERS["gpu"]])
 
     @pytest.fixture
     def stock_calls(self, decoder) -> list[int]:
@@ -185,7 +185,7 @@ class TestWithARecorder:
             def record(self, work: Any) -> Any:
                 raise RuntimeError("no compiler here")
 
-        decoder = FastDecoder(copied(stock.vae), CPU, Broken, [MAKERS["gpu"]])
+        decoder = FastDecoder(copied(stock.vae), CPU, Broken(), [MAKERS["gpu"]])
         with caplog.at_level(logging.WARNING, "zimage_ui"):
             assert not decoder.prepare(8, 8)
         assert "no compiler here" in caplog.text
@@ -242,7 +242,7 @@ class TestWays:
 
         def decoder(**makers: Any) -> FastDecoder:
             ways = [way(name, make) for name, make in makers.items()]
-            return FastDecoder(copied(stock.vae), CPU, ReplayingRecorder, ways)
+            return FastDecoder(copied(stock.vae), CPU, ReplayingRecorder(), ways)
 
         return decoder
 

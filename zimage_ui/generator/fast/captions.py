@@ -36,7 +36,7 @@ class Captions:
         embedder: RopeEmbedder,
         device: torch.device,
         dtype: torch.dtype,
-        make_recorder: Callable[[], Recorder] | None,
+        recorder: Recorder | None,
     ) -> None:
         """Nothing is prepared yet.
 
@@ -45,7 +45,7 @@ class Captions:
             embedder: of positions.
             device: where it computes.
             dtype: in what it computes.
-            make_recorder: makes what records graphs; None is where nothing is ever prepared.
+            recorder: records graphs; None is where nothing is ever prepared.
         """
         self._network = network
         self._embedder = embedder
@@ -54,7 +54,7 @@ class Captions:
         head_dim = network.heads_shape[1]
         # Whether by kernels of our own.
         ways = (True, False) if has_triton_parts(dtype, dtype, head_dim, device) else (False,)
-        self._recordings: Recordings[int, bool] = Recordings(_KEPT_LENGTHS, make_recorder, ways)
+        self._recordings: Recordings[int, bool] = Recordings(_KEPT_LENGTHS, recorder, ways)
         self._refused: set[int] = set()
         self._rotaries: RecentlyUsed[int, torch.Tensor] = RecentlyUsed(_KEPT_LENGTHS)
 

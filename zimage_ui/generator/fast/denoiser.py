@@ -24,7 +24,7 @@ from zimage_ui.generator.fast.captions import Captions
 from zimage_ui.generator.fast.compiled_step import compiled_functions
 from zimage_ui.generator.fast.gate import fastest_gate_tile
 from zimage_ui.generator.fast.giving_way import GAVE_WAY, GaveWayError, giving_way
-from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorder_for
 from zimage_ui.generator.fast.modulation import ModulationTables
 from zimage_ui.generator.fast.parts import has_triton_parts
 from zimage_ui.generator.fast.product_kernels import USUAL_PRODUCTS, fastest_product, fastest_products
@@ -67,7 +67,7 @@ class FastTransformer:
         transformer: ZImageTransformer2DModel,
         device: torch.device,
         dtype: torch.dtype,
-        make_recorder: Callable[[], Recorder] | None = None,
+        recorder: Recorder | None = None,
         ways: Sequence[Callable[[], StepFunctions]] | None = None,
         streamed_layers: int = 0,
         transfer: Transfer[Any] | None = None,
@@ -80,7 +80,7 @@ class FastTransformer:
                 whose products may be on the host (`streaming.streamed_names`).
             device: where it computes.
             dtype: in what it computes.
-            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+            recorder: records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the functions that are recorded, tried in this order until one works; None is with kernels
                 of our own, where there are any, then compiled, then neither.
             streamed_layers: how many live on the host from the start; `stream` changes it.
@@ -101,13 +101,11 @@ class FastTransformer:
         self._has_fp8_attention = has_fp8_attention(self.network.heads_shape[1], device)
         self._trusts_triton = False
         self._gave_way: Counter[tuple[DenoiserShape, int]] = Counter()  # by the number of the piece
-        make_recorder = make_recorder or recorders_for(device)
+        recorder = recorder or recorder_for(device)
         ways = self._usual_ways() if ways is None else ways
-        self._passes: Recordings[DenoiserShape, Callable[[], StepFunctions]] = Recordings(
-            _KEPT_PASSES, make_recorder, ways
-        )
+        self._passes: Recordings[DenoiserShape, Callable[[], StepFunctions]] = Recordings(_KEPT_PASSES, recorder, ways)
         self._rotaries: RecentlyUsed[DenoiserShape, Rotary] = RecentlyUsed(_KEPT_ROTARIES)
-        self._captions = Captions(self.network, self._embedder, device, dtype, make_recorder)
+        self._captions = Captions(self.network, self._embedder, device, dtype, recorder)
 
     @torch.inference_mode()
     def denoiser(

@@ -72,37 +72,53 @@ class GraphPool(Generic[_Handle]):
 class CudaRecorder:
     """Records CUDA graphs, all into one pool of memory: they never run at the same time, so they share what they need.
 
-    The answer of a graph stays whole until another runs, whose own work may have been recorded where it lies.
+    The answer of a graph stays whole until another runs, whose own work may have been recorded where it lies. A
+    recording that fails leaves those before it as they are, and later ones begin another pool.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Nothing is recorded yet."""
         self._device = device
         self._pool = GraphPool(torch.cuda.graph_pool_handle)
-        self._stream = _stream(device)
 
     def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
         """Run `work` twice, then record it."""
         pool, _alive = self._pool.handle()  # before those runs, in which the last of them might be collected
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        current, stream = torch.cuda.current_stream(self._device), _stream(self._device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             for _ in range(_RUNS_BEFORE_RECORDING):
                 work()
-        self._stream.synchronize()
+        stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may well use CUDA in the meantime, to pin memory or to read sensors
         with ExitStack() as failed:
-            failed.callback(_leave, current, pool)
+            failed.callback(self._leave, current, pool)
             with (
                 _scratch_memory_of_the_pool(),
-                torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
             ):
                 answer = work()
             failed.pop_all()
         self._pool.add(graph)
-        current.wait_stream(self._stream)
+        current.wait_stream(stream)
         return graph.replay, answer
+
+    def _leave(self, current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+        """Go on with `current` after a capture into `pool` that may not have come to its end.
+
+        Torch would stay on its stream, where no other shall begin; its generator of random numbers would wait for the
+        end, so that nobody gets any (torch 2.11); and its allocator, too, which meanwhile gives back nothing that a
+        second stream has used. Into such a pool nothing can be recorded any more.
+        """
+        self._pool = GraphPool(torch.cuda.graph_pool_handle)
+        torch.cuda.set_stream(current)
+        _stream.cache_clear()
+        place = current.device.index
+        torch.cuda.default_generators[place].graphsafe_set_state(torch.Generator(current.device).graphsafe_get_state())
+        with suppress(RuntimeError):  # it has come to that end, and the work failed for another reason
+            torch._C._cuda_endAllocateToPool(place, pool)
+            torch._C._cuda_releasePool(place, pool)
 
 
 @cache
@@ -126,45 +142,9 @@ def _scratch_memory_of_the_pool() -> Iterator[None]:
         torch._C._cuda_clearCublasWorkspaces()
 
 
-def _leave(current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
-    """Go on with `current` after a capture into `pool` that cannot be ended.
-
-    It leaves torch on its stream, where no other shall begin; its generator of random numbers waiting for the end, so
-    that nobody gets any (torch 2.11); and its allocator, too, which meanwhile gives back nothing that a second stream
-    has used.
-    """
-    torch.cuda.set_stream(current)
-    _stream.cache_clear()
-    place = current.device.index
-    torch.cuda.default_generators[place].graphsafe_set_state(torch.Generator(current.device).graphsafe_get_state())
-    with suppress(RuntimeError):  # it has come to that end, and the work failed for another reason
-        torch._C._cuda_endAllocateToPool(place, pool)
-        torch._C._cuda_releasePool(place, pool)
-
-
-class SharedRecorder:
-    """One recorder for several parts of a model that work one after the other, so that they share its memory, too.
-
-    Whoever asks for a new one gets this object with another recorder inside. Graphs that are kept keep their pool.
-    """
-
-    def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
-        self._make_recorder = make_recorder
-        self._recorder = make_recorder()
-
-    def renewed(self) -> SharedRecorder:
-        """Itself, with a pool that holds nothing."""
-        self._recorder = self._make_recorder()
-        return self
-
-    def record(self, work: Callable[[], _Answer]) -> tuple[Callable[[], None], _Answer]:
-        """As the present recorder does it."""
-        return self._recorder.record(work)
-
-
-def recorders_for(device: torch.device) -> Callable[[], Recorder] | None:
-    """What makes recorders on `device`: CUDA graphs on a GPU; None elsewhere, where nothing is recorded."""
-    return SharedRecorder(partial(CudaRecorder, device)).renewed if device.type == "cuda" else None
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records on `device`: CUDA graphs on a GPU; None elsewhere, where nothing is recorded."""
+    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 class RecordedFunction:
@@ -201,18 +181,17 @@ class Recordings(Generic[_Key, _Way]):
     `RecordedFunction`, or any other that keeps no memory.
     """
 
-    def __init__(self, capacity: int, make_recorder: Callable[[], Recorder] | None, ways: Sequence[_Way]) -> None:
+    def __init__(self, capacity: int, recorder: Recorder | None, ways: Sequence[_Way]) -> None:
         """Nothing is ready yet.
 
         Args:
             capacity: how many are kept, those that were used last.
-            make_recorder: makes what records; None is where nothing is ever prepared.
+            recorder: records them, and those of other parts; None is where nothing is ever prepared.
             ways: of making what is recorded, tried in this order for each size until one works. One that fails before
                 it has ever worked is not tried again, but for the last: each failure costs time, and a pool of memory
                 that the recordings before and after it do not share.
         """
-        self._make_recorder = make_recorder
-        self._recorder = make_recorder() if make_recorder else None
+        self._recorder = recorder
         self._ways = tuple(ways)
         self._proven: set[_Way] = set()
         self._kept: RecentlyUsed[_Key, Callable[..., torch.Tensor]] = RecentlyUsed(capacity)
@@ -253,14 +232,14 @@ class Recordings(Generic[_Key, _Way]):
                 recorded = attempt(run, f"{what} could not be prepared", but=(torch.OutOfMemoryError,))
             except torch.OutOfMemoryError as error:  # no other way takes less
                 _log.warning("%s could not be prepared: %s", what, str(error))
-                self._renew_recorder()
                 return False
             if recorded is not None:
                 self._proven.add(way)
                 self._kept.put(key, recorded)
                 _log.info("%s is prepared in %.1f s", what, time.perf_counter() - begun)
                 return True
-            self._failed(way)
+            if way not in self._proven and way != self._ways[-1]:
+                self._ways = tuple(other for other in self._ways if other != way)
         return False
 
     def release(self) -> bool:
@@ -272,12 +251,3 @@ class Recordings(Generic[_Key, _Way]):
         held_memory = any(isinstance(kept, RecordedFunction) for kept in self._kept.values())
         self._kept.clear()
         return held_memory
-
-    def _failed(self, way: _Way) -> None:
-        self._renew_recorder()  # a pool that a failed capture wrote to cannot be written to again
-        if way not in self._proven and way != self._ways[-1]:
-            self._ways = tuple(other for other in self._ways if other != way)
-
-    def _renew_recorder(self) -> None:
-        if self._make_recorder:
-            self._recorder = self._make_recorder()

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zimage_ui.generator.fast.any_size import compiled
 from zimage_ui.generator.fast.attempts import attempt
-from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorder_for
 from zimage_ui.generator.fast.parts import has_triton_parts, norm
 from zimage_ui.generator.fast.projections import fused
 from zimage_ui.generator.fast.shapes import padded
@@ -150,7 +150,7 @@ class FastTextEncoder:
         self,
         text_encoder: Qwen3Model,
         device: torch.device,
-        make_recorder: Callable[[], Recorder] | None = None,
+        recorder: Recorder | None = None,
         ways: Sequence[Callable[[], Layer]] | None = None,
     ) -> None:
         """Keep what encoding needs; weights are fused when they are first used on the device.
@@ -158,7 +158,7 @@ class FastTextEncoder:
         Args:
             text_encoder: for inference, without the layers whose output nobody wants.
             device: where it computes, wherever its weights are just now.
-            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+            recorder: records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the layer, tried in this order until one is recorded; None is `usual_ways`. Where nothing
                 is recorded, the first is taken.
         """
@@ -167,7 +167,7 @@ class FastTextEncoder:
         ways = ways or usual_ways(text_encoder, device)
         self._is_supported = _is_plain_qwen3(text_encoder.config)
         self._recordings: Recordings[int, Callable[[], Layer]] = Recordings(
-            _KEPT_LENGTHS, make_recorder or recorders_for(device), ways
+            _KEPT_LENGTHS, recorder or recorder_for(device), ways
         )
         # What last worked, for lengths that nobody prepared; until then the stock module is surer.
         self._layer = None if self._recordings.can_record else ways[0]()

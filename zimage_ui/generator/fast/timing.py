@@ -123,8 +123,6 @@ def _all_recorded(runs: Mapping[_Name, Callable[[], object]], device: torch.devi
     for name, run in runs.items():
         give_way()
         recorded = attempt(partial(recorder.record, run), f"{name} is left out", but=(torch.OutOfMemoryError,))
-        if recorded is None:
-            recorder = CudaRecorder(device)  # a failed capture spoils its pool
-        else:
+        if recorded is not None:
             replays[name] = recorded[0]
     return replays

@@ -21,7 +21,7 @@ from zimage_ui.generator.fast.attempts import attempt
 from zimage_ui.generator.fast.cpu_decoder import CpuLayers
 from zimage_ui.generator.fast.decoder_layers import Layer, LayerMaker, decoder_layers
 from zimage_ui.generator.fast.gpu_decoder import GpuLayers, compiled_functions
-from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorders_for
+from zimage_ui.generator.fast.graphs import RecordedFunction, Recorder, Recordings, recorder_for
 from zimage_ui.generator.fast.parts import has_triton
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class FastDecoder:
         self,
         vae: AutoencoderKL,
         device: torch.device,
-        make_recorder: Callable[[], Recorder] | None = None,
+        recorder: Recorder | None = None,
         ways: Sequence[Callable[[], LayerMaker]] | None = None,
     ) -> None:
         """Lay out the weights of `vae`.
@@ -60,7 +60,7 @@ class FastDecoder:
         Args:
             vae: on `device`, for inference. On a GPU its decoder's kernels become channels_last in place.
             device: where it computes.
-            make_recorder: makes what records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
+            recorder: records graphs; None is CUDA graphs on a GPU and nothing elsewhere.
             ways: of making the layers, tried in this order for each size that is prepared until one works; where
                 nothing is recorded, the first. None is with kernels of our own, where there are any, then compiled.
         """
@@ -71,7 +71,7 @@ class FastDecoder:
         makers = tuple(cache(partial(_layers_of, vae, way)) for way in ways or _ways_on(device))
         layers = makers[0]()
         self._passes: Recordings[_PassKind, Callable[[], list[Layer] | None]] = Recordings(
-            _KEPT_SIZES, make_recorder or recorders_for(device), makers
+            _KEPT_SIZES, recorder or recorder_for(device), makers
         )
         self._is_supported = layers is not None
         # Those that have worked here.

@@ -129,7 +129,7 @@ function adapt() {
   announceSoon();
 }
 
-/** A GPU has nothing to do while somebody writes: encoding may begin when the writing pauses. */
+/** Encoding may begin when the writing pauses. A CPU gains nothing by it: it is busy, and encodes in milliseconds. */
 function announceSoon() {
   clearTimeout(pause);
   const { device, memory_plan: plan } = model() ?? {};
