@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.generator.fast.conftest import ReplayingRecorder
 from zimage_ui.errors import DeviceMemoryError
 from zimage_ui.generator import encoding_ahead
 from zimage_ui.generator.base import SILENT, GenerationListener
 from zimage_ui.generator.clock import HostStopwatch
 from zimage_ui.generator.components import Components, MemoryPlan
 from zimage_ui.generator.embedding_cache import EmbeddingCache
-from zimage_ui.generator.encoding import PromptEncoder, tokenize, with_layers, without_last_layer
+from zimage_ui.generator.encoding import PromptEncoder, with_layers, without_last_layer
 from zimage_ui.generator.encoding_ahead import LAYERS_A_PIECE, PromptsAhead
 from zimage_ui.generator.engine import Engine
-from zimage_ui.generator.fast.text_encoder import FastTextEncoder, encode_tokens, run_layer
+from zimage_ui.generator.fast.text_encoder import encode_tokens
 from zimage_ui.generator.residence import VisitingLayers
 from zimage_ui.request import GenerationRequest, Preview
 from zimage_ui.stages import Stage
@@ -217,12 +216,6 @@ def test_without_room_nothing_is_done(encoder, ahead, lane):
     assert not encoder.encode_ahead(PROMPT)
 
 
-def test_before_weights_move_or_memory_goes_what_is_enqueued_beside_is_waited_for(encoder, ahead, lane):
-    assert encoder.encode_ahead(PROMPT)
-    ahead.forget()
-    assert lane.log[-1] == "join"
-
-
 def test_once_somebody_else_was_short_of_memory_it_asks_for_room_anew(encoder, lane):
     assert encoder.encode_ahead(PROMPT)
     lane.room = 10
@@ -275,60 +268,40 @@ def test_what_fails_while_it_is_finished_fails_the_job_and_is_begun_anew(deep, e
     assert torch.equal(encoder.encode(PROMPT)[0].prompt_embeds, expected(deep, PROMPT))
 
 
-class TestAtHome:
-    """The text encoder lives on the device."""
+class TestWhole:
+    """All of a prompt at once, where the text encoder lives on the device and nothing else is under way."""
 
-    @pytest.fixture
-    def fast(self, deep: Components) -> FastTextEncoder:
-        return FastTextEncoder(deep.text_encoder, CPU, ReplayingRecorder(), [lambda: run_layer])
-
-    @pytest.fixture
-    def encoder(self, deep: Components, lane: Lane, fast: FastTextEncoder) -> PromptEncoder:
-        return PromptEncoder(deep, EmbeddingCache(1 << 20), fast.encode, PromptsAhead(deep, lane, fast))
-
-    def tokens(self, deep: Components, prompt: str) -> int:
-        return len(tokenize(deep.tokenizer, prompt, deep.max_prompt_tokens).ids)
-
-    def test_a_length_that_is_prepared_is_encoded_in_one_piece_to_the_same_bits(self, deep, encoder, fast, lane):
-        assert fast.prepare(self.tokens(deep, PROMPT))
-        alone = PromptEncoder(deep, EmbeddingCache(0), fast.encode).encode(PROMPT)[0].prompt_embeds
-        assert [encoder.encode_ahead(PROMPT) for _ in range(3)] == [True, False, False]
-        assert lane.log == ["begin", "end"]
+    def test_it_is_what_a_job_would_do_and_counts_as_done_before(self, deep, encoder, lane):
+        assert [encoder.encode_ahead(PROMPT, wait=True, whole=True) for _ in range(3)] == [True, False, False]
+        assert lane.log == []  # on the caller's own stream
         embedding, hit = encoder.encode(PROMPT)
-        assert torch.equal(embedding.prompt_embeds, alone)
-        assert (hit, lane.log[-1]) == (False, "join")
+        assert torch.equal(embedding.prompt_embeds, expected(deep, PROMPT))
+        assert not hit
         assert embedding.ahead_ms() == embedding.elapsed_ms() > 0
+        assert not encoder.encode_ahead(PROMPT, whole=True)  # it is cached
+        assert encoder.encode(PROMPT)[1]
 
-    def test_any_other_length_is_left_to_the_job(self, deep, encoder, fast, lane):
-        assert fast.prepare(self.tokens(deep, PROMPT))
-        assert not encoder.encode_ahead("a blue dog " * 60)
-        assert lane.log == []
-        assert encoder.encode("a blue dog " * 60)[0].ahead_ms() == 0.0
+    def test_few_are_kept_that_nobody_asks_for(self, encoder, ahead):
+        prompts = [f"boat {number}" for number in range(6)]
+        assert all(encoder.encode_ahead(prompt, whole=True) for prompt in prompts)
+        assert [prompt for prompt in prompts if ahead.take(prompt) is not None] == prompts[-4:]
 
-    def test_no_layer_has_to_find_room(self, deep, encoder, fast, lane):
-        assert fast.prepare(self.tokens(deep, PROMPT))
+    def test_no_layer_has_to_find_room(self, encoder, lane):
         lane.room = 0
-        assert encoder.encode_ahead(PROMPT)
+        assert encoder.encode_ahead(PROMPT, whole=True)
 
-    def test_without_memory_for_it_it_is_tried_again_after_the_next_job(self, deep, lane, fast, monkeypatch):
-        assert fast.prepare(self.tokens(deep, PROMPT))
-        ahead, calls = PromptsAhead(deep, lane, fast), []
+    def test_without_memory_the_next_one_is_tried_again(self, deep, encoder, fail_forward):
+        fail_forward(deep.text_encoder.layers[1], torch.OutOfMemoryError("CUDA out of memory."))
+        assert not encoder.encode_ahead(PROMPT, whole=True)
+        assert encoder.encode_ahead(OTHER, whole=True)
+        assert encoder.encode(PROMPT)[0].ahead_ms() == 0.0
 
-        def full(ids: list[int]) -> torch.Tensor:
-            calls.append(ids)
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(fast, "encode", full)
-            assert [ahead.advance(PROMPT) for _ in range(3)] == [False] * 3
-        assert len(calls) == 1
-        ahead.forget()
-        assert ahead.advance(PROMPT)
-
-    def test_while_it_is_away_its_layers_visit(self, deep, encoder, fast, monkeypatch):
-        assert fast.prepare(self.tokens(deep, PROMPT))
-        monkeypatch.setattr(FastTextEncoder, "is_here", False)
-        assert [encoder.encode_ahead(PROMPT) for _ in range(PIECES + 1)] == [True] * PIECES + [False]
+    def test_any_other_failure_is_logged_and_the_last(self, deep, encoder, fail_forward, caplog):
+        fail_forward(deep.text_encoder.layers[1], RuntimeError("a broken library"))
+        with caplog.at_level(logging.WARNING):
+            assert not encoder.encode_ahead(PROMPT, whole=True)
+        assert "no prompt is encoded ahead any more" in caplog.text
+        assert not encoder.encode_ahead(OTHER, whole=True)
         assert torch.equal(encoder.encode(PROMPT)[0].prompt_embeds, expected(deep, PROMPT))
 
 
@@ -355,12 +328,17 @@ class TestEngine:
         return Engine(whole, 1 << 20)
 
     @pytest.fixture
-    def away(self, engine: Engine, lane: Lane, monkeypatch: pytest.MonkeyPatch) -> Engine:
-        """As if its text encoder lived elsewhere than where it computes."""
-        monkeypatch.setattr(type(engine._residence), "visits", True)
-        monkeypatch.setattr(type(engine._residence), "visits_unnoticed", True)
+    def home(self, engine: Engine, lane: Lane) -> Engine:
+        """As if its device were no CPU, which does nothing ahead."""
         engine._ahead = engine._encoder._ahead = PromptsAhead(engine.components, lane)
         return engine
+
+    @pytest.fixture
+    def away(self, home: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        """As if its text encoder lived elsewhere than where it computes."""
+        monkeypatch.setattr(type(home._residence), "visits", True)
+        monkeypatch.setattr(type(home._residence), "visits_unnoticed", True)
+        return home
 
     def asked(self, **changes: Any) -> GenerationRequest:
         fields = {"prompt": PROMPT, "width": 64, "height": 64, "num_inference_steps": 4, "seed": 7, **changes}
@@ -402,11 +380,26 @@ class TestEngine:
         assert away.encode_ahead(self.asked(), wait=True)
         assert waits == [False, True]
 
-    def test_on_a_cpu_nothing_is_done(self, engine):
-        assert not engine.encode_ahead(self.asked(prompt=OTHER), wait=True)
+    def test_with_the_encoder_at_home_nothing_is_done_beside_steps(self, home):
+        listener = Meanwhile(lambda: home.encode_ahead(self.asked(prompt=OTHER)))
+        home.generate(self.asked(), listener, threading.Event())
+        assert listener.answers == [False] * 3
+        assert home.generate(self.asked(prompt=OTHER), SILENT, threading.Event()).encoded_ahead_ms == 0.0
+
+    def test_with_the_encoder_at_home_it_is_done_whole_while_nobody_asks(self, home, lane):
+        alone = home.generate(self.asked(), SILENT, threading.Event())
+        home.forget_prompts()
+        assert [home.encode_ahead(self.asked(), wait=True) for _ in range(2)] == [True, False]
+        assert lane.log == []
+        result = home.generate(self.asked(), SILENT, threading.Event())
+        assert result.images == alone.images
+        assert (result.encoded_ahead_ms > 0, result.embedding_cache_hit) == (True, False)
+
+    def test_a_cpu_does_nothing_ahead(self, engine):
+        assert not engine.encode_ahead(self.asked(), wait=True)
         listener = Meanwhile(lambda: engine.encode_ahead(self.asked(prompt=OTHER)))
         engine.generate(self.asked(), listener, threading.Event())
-        assert not any(listener.answers)
+        assert listener.answers == [False] * 3
 
     def test_what_is_left_is_part_of_encode(self, away):
         assert away.encode_ahead(self.asked())

@@ -1,4 +1,4 @@
-"""A prompt encoded on a second stream beside another job's steps, with a text encoder that visits, or is at home."""
+"""A prompt encoded beside another job's steps by a text encoder that visits; by one at home while nobody asks."""
 
 from __future__ import annotations
 
@@ -145,39 +145,25 @@ def test_an_encoder_that_comes_home_meanwhile(away):
     assert result.encoded_ahead_ms == 0.0
 
 
-@pytest.mark.parametrize("steps", [2, 8])
-def test_at_home_both_pictures_are_the_same_bits_in_one_piece(open_engine, steps):
+@pytest.mark.parametrize("prepared", [False, True])
+def test_at_home_it_is_done_whole_while_nobody_asks_and_the_bits_are_the_same(open_engine, prepared):
     engine = open_engine(MemoryPlan.RESIDENT)
-    assert engine.prepare(512, 512, 32)
+    if prepared:
+        assert engine.prepare(512, 512, 32)
     for turn in range(10):
-        answers: list[bool] = []
-        first, second = asked(f"first, {turn}", num_inference_steps=steps), asked(f"a red boat, {turn}")
-        alone = [draw(engine, request)[0] for request in (first, second)]
+        following = asked(f"a red boat, {turn}")
+        alone, _ = draw(engine, following)
         engine.forget_prompts()
-        drawn, _ = draw(engine, first, lambda _, to=answers, after=second: to.append(engine.encode_ahead(after)))
-        after, result = draw(engine, second)
-        assert [drawn, after] == alone
-        assert answers == [True] + [False] * (steps - 2)
+        assert [engine.encode_ahead(following, wait=True) for _ in range(2)] == [True, False]
+        assert torch.cuda.current_stream(CUDA).query()  # nothing is left to do
+        draw(engine, asked(f"another, {turn}"))  # who comes first replays the same graphs
+        after, result = draw(engine, following)
+        assert after == alone
         assert result.encoded_ahead_ms > 0
+        assert not result.embedding_cache_hit
 
 
-def test_at_home_with_many_beside_each_picture_the_bits_stay_the_same(open_engine):
-    """A graph of the encoder runs beside graphs of steps, of the decoder, and of the encoder for the job itself."""
-    engine, answers = open_engine(MemoryPlan.RESIDENT), []
-    assert engine.prepare(512, 512, 32)
-    boats = [asked(f"a red boat, {turn}") for turn in range(8)]
-    announced = [asked(f"a blue dog, {turn:02}") for turn in range(7 * len(boats))]
-    alone = [draw(engine, request)[0] for request in (*boats, *announced[-2:])]
-    engine.forget_prompts()
-    following = iter(announced)
-    drawn = [draw(engine, boat, lambda _: answers.append(engine.encode_ahead(next(following))))[0] for boat in boats]
-    assert answers == [True] * len(announced)
-    after = [draw(engine, request) for request in announced[-2:]]
-    assert [*drawn, *(pixels for pixels, _ in after)] == alone
-    assert all(result.encoded_ahead_ms > 0 for _, result in after)
-
-
-def test_at_home_a_length_that_nobody_prepared_is_left_to_the_job(open_engine):
+def test_at_home_nothing_is_done_beside_steps(open_engine):
     engine, answers = open_engine(MemoryPlan.RESIDENT), []
     draw(engine, asked("first"), lambda _: answers.append(engine.encode_ahead(asked("a red boat"))))
     assert answers == [False] * 7

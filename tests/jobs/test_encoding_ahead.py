@@ -120,6 +120,20 @@ class TestWhatIsStillWritten:
         assert room.generator.asked[:5] == ["second", "second", "a boat", "second", "a boat"]
         assert room.make("a boat").encoded_ahead_ms == 3.0
 
+    def test_what_cannot_be_done_beside_a_job_is_done_after_it(self, open_room: OpenRoom) -> None:
+        class AtHome(Ahead):
+            def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
+                return wait and super().encode_ahead(request, wait=wait)
+
+        room = open_room(AtHome(FakeScript(encode_s=0.003, encodes_ahead=True)))
+        first = room.running(prompt="first", num_inference_steps=4)
+        room.service.announce(drafted("a boat"))
+        room.let_go()
+        assert room.end(first).phase is JobPhase.DONE
+        assert room.generator.done.wait(30)
+        assert room.generator.waits == [True] * 2
+        assert room.make("a boat").encoded_ahead_ms == 3.0
+
     def test_preparing_gives_way_to_it_after_a_piece_and_goes_on(self, open_room: OpenRoom) -> None:
         log: list[str] = []
 

@@ -299,7 +299,8 @@ class Generator(Protocol):
 
         Args:
             request: whose prompts count, the negative one too if it is used.
-            wait: for the piece to be done, so that a request that comes finds no more than that under way.
+            wait: for the piece to be done, so that a request that comes finds no more than that under way; only between
+                requests. Where the text encoder lives on the device, nothing is done otherwise.
 
         Returns:
             Whether something was done; False where it would bring nothing, and when nothing is left to do.

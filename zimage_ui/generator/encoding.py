@@ -16,6 +16,7 @@ import threading
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -85,6 +86,9 @@ class BegunPrompts(Protocol):
     def advance(self, prompt: str, *, wait: bool) -> bool:
         """Do a short piece of `prompt`, and `wait` for it or not; False when nothing is left to do."""
 
+    def do_whole(self, prompt: str, encode: Callable[[], PromptEmbedding]) -> bool:
+        """Have `encode` do all of `prompt`, and wait for it; False when nothing is left to do."""
+
     def take(self, prompt: str) -> PromptEmbedding | None:
         """The embedding of `prompt`, finished; None if it was not begun."""
 
@@ -118,12 +122,20 @@ class PromptEncoder:
         key = self._key(prompt)
         return self._cache.get(key, lambda: self._compute(key.prompt))
 
-    def encode_ahead(self, prompt: str, *, wait: bool = False) -> bool:
-        """Do a short piece of encoding `prompt`, and `wait` for it or not; False when nothing is left to do."""
+    def encode_ahead(self, prompt: str, *, wait: bool = False, whole: bool = False) -> bool:
+        """Do a short piece of encoding `prompt`, before it is asked for; False when nothing is left to do.
+
+        Args:
+            prompt: of some job to come.
+            wait: for the piece to be done.
+            whole: do all of it, as `encode` would, and wait. Nothing else may be under way on the device.
+        """
         key = self._key(prompt)
         if self._ahead is None or key in self._cache:
             return False
         with self._encoding:
+            if whole:
+                return self._ahead.do_whole(key.prompt, partial(self._compute_now, key.prompt))
             return self._ahead.advance(key.prompt, wait=wait)
 
     def _key(self, prompt: str) -> EmbeddingKey:
@@ -136,11 +148,13 @@ class PromptEncoder:
         )
 
     def _compute(self, prompt: str) -> PromptEmbedding:
-        parts = self._components
-        with self._encoding, torch.inference_mode():
+        with self._encoding:
             begun = self._ahead.take(prompt) if self._ahead else None
-            if begun is not None:
-                return begun
+            return begun or self._compute_now(prompt)
+
+    def _compute_now(self, prompt: str) -> PromptEmbedding:
+        parts = self._components
+        with torch.inference_mode():
             watch = stopwatch(parts.device)
             watch.start()
             tokens = tokenize(parts.tokenizer, prompt, parts.max_prompt_tokens)

@@ -1,26 +1,27 @@
 """Encoding the prompt of a job that waits, beside the steps of the present one, or one that is still being written.
 
-Where the text encoder lives in host memory a new prompt costs one pass of 7 GB over the bus (0.2 s on an H100, more
+Where the text encoder lives in host memory, a new prompt costs one pass of 7 GB over the bus (0.2 s on an H100, more
 with slower buses), in which the device computes next to nothing; and while steps are computed, the bus carries nothing
 but streamed layers. The thread that owns the device does it, a few layers at a time: after a step is enqueued that
-thread only waits, so it enqueues some layers on a second stream and goes back to waiting. The layers are the stock
-ones, which a job whose encoder is away would run itself: the same bits come out. A cancelled job leaves a few layers
-under way behind it, and a job that comes before its prompt is done goes on with it where it stands.
-
-An encoder that lives on the device takes 5 ms, half of which the device waits for the host; all of it is one piece
-then, a graph. It is recorded apart from all others: those share a pool of memory, and must not run side by side. Only
-lengths that are prepared are done ahead.
+thread only waits, so it enqueues some layers on a second stream and goes back to waiting. No graph is replayed there
+(graphs share one pool of memory and must not run side by side), and the layers are the stock ones, which a job whose
+encoder is away would run itself: the same bits come out. A cancelled job leaves a few layers under way behind it, and a
+job that comes before its prompt is done goes on with it where it stands.
 
 While no job is there, the same pieces are done one after the other of what somebody writes, as soon as the writing
 pauses. Each is waited for: a job that comes then shares the bus with one piece at most, and a piece is all that is done
 in vain when the text changes.
+
+An encoder that lives on the device takes 5 ms. Beside steps it would take them from those very steps, and pictures in a
+row came no sooner (by a graph in a pool of its own, on an H100): nothing is done then. What somebody writes is encoded
+at once, as a job would do it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,7 +32,7 @@ from zimage_ui.generator.components import Components
 from zimage_ui.generator.embedding_cache import PromptEmbedding
 from zimage_ui.generator.encoding import TokenizedPrompt, tokenize, with_layers
 from zimage_ui.generator.fast.attempts import attempt
-from zimage_ui.generator.fast.text_encoder import FastTextEncoder, embedded, through_stock
+from zimage_ui.generator.fast.text_encoder import embedded, through_stock
 from zimage_ui.generator.transfers import to_host
 
 if TYPE_CHECKING:
@@ -91,40 +92,37 @@ class CudaSideLane:
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A prompt whose encoding is begun.
+    """A prompt whose first layers are done.
 
     Attributes:
-        rows: (tokens, features), what came out of the pieces that are done.
-        left: the pieces to come, which make rows of rows.
+        rows: (tokens, features), what came out of them.
+        left: the layers to come.
         watches: one for each piece that is enqueued.
     """
 
     prompt: str
     tokens: TokenizedPrompt
     rows: torch.Tensor
-    left: list[Callable[[torch.Tensor], torch.Tensor]]
+    left: list[Qwen3Model]
     watches: list[Stopwatch] = field(default_factory=list)
 
 
 class PromptsAhead:
     """Encodes prompts a piece at a time, beside other work; for the one thread that owns the device."""
 
-    def __init__(self, components: Components, lane: SideLane, at_home: FastTextEncoder | None = None) -> None:
+    def __init__(self, components: Components, lane: SideLane) -> None:
         """Keep what encoding needs.
 
         Args:
             components: whose text encoder, without the last layer, is used where it is.
             lane: where it computes.
-            at_home: the same text encoder, for when it lives on the device; records apart from all others. None is for
-                one that never does.
         """
         self._components = components
         self._lane = lane
-        self._at_home = at_home
         self._slices: list[Qwen3Model] = []
         self._under_way: _UnderWay | None = None
         self._done: dict[str, PromptEmbedding] = {}  # who was asked for least recently first
-        self._has_room = self._is_full_at_home = False
+        self._has_room = False
         self._room_in_layers = _ROOM_IN_LAYERS
         self._squeezed = 0
         self._has_failed = False
@@ -138,19 +136,35 @@ class PromptsAhead:
         Returns:
             Whether something was done: not if the prompt is done already, and not without room on the device.
         """
+        try:
+            return self._attempt(prompt, partial(self._advance, prompt, wait=wait))
+        except torch.OutOfMemoryError:
+            self._room_in_layers *= 2
+            self.forget()
+            return False
+
+    def do_whole(self, prompt: str, encode: Callable[[], PromptEmbedding]) -> bool:
+        """Have `encode` do all of `prompt` at once, and wait for it. A failure is treated as by `advance`.
+
+        Args:
+            prompt: of some job to come.
+            encode: makes its embedding; nothing else may be under way on the device.
+
+        Returns:
+            Whether something was done: not if the prompt is done already, and not without memory for it.
+        """
+        try:
+            return self._attempt(prompt, partial(self._do_whole, prompt, encode))
+        except torch.OutOfMemoryError:
+            return False
+
+    def _attempt(self, prompt: str, work: Callable[[], bool]) -> bool:
         if self._has_failed:
             return False
         if prompt in self._done:
             self._done[prompt] = self._done.pop(prompt)  # who asks for it keeps it
             return False
-        advance = partial(self._advance, prompt, wait=wait)
-        try:
-            advanced = attempt(advance, "no prompt is encoded ahead any more", but=(torch.OutOfMemoryError,))
-        except torch.OutOfMemoryError:
-            self._room_in_layers *= 2
-            self.forget()
-            self._is_full_at_home = self._is_at_home
-            return False
+        advanced = attempt(work, "no prompt is encoded ahead any more", but=(torch.OutOfMemoryError,))
         if advanced is None:
             self._has_failed, self._under_way = True, None
         return bool(advanced)
@@ -175,54 +189,48 @@ class PromptsAhead:
         return done
 
     def forget(self) -> None:
-        """Give up what is under way, and ask for room anew: weights are to move, or memory ran out.
-
-        What is enqueued from now on, and may take the memory of either, begins when all is done that was enqueued.
-        """
+        """Give up what is under way, and ask for room anew: weights are to move, or memory ran out."""
         self._under_way = None
-        self._has_room = self._is_full_at_home = False
-        self._lane.join()
+        self._has_room = False
 
     def _advance(self, prompt: str, *, wait: bool) -> bool:
-        if self._is_full_at_home if self._is_at_home else not self._finds_room():
+        if not self._finds_room():
             return False
         under_way = self._under_way
         if under_way is None or under_way.prompt != prompt:
             under_way = self._under_way = self._begin(prompt)
-        if under_way is None:
-            return False
         self._run_piece(under_way)
         if wait:
             under_way.watches[-1].elapsed_ms()
         if not under_way.left:
             self._under_way = None
-            self._done[prompt] = self._finished(under_way, under_way.watches)
-            if len(self._done) > _KEPT:
-                del self._done[next(iter(self._done))]
+            self._keep(prompt, self._finished(under_way, under_way.watches))
         return True
 
-    @property
-    def _is_at_home(self) -> bool:
-        return self._at_home is not None and self._at_home.is_here
+    def _do_whole(self, prompt: str, encode: Callable[[], PromptEmbedding]) -> bool:
+        embedding = encode()
+        embedding.elapsed_ms()
+        self._keep(prompt, replace(embedding, ahead_ms=embedding.elapsed_ms))
+        return True
 
-    def _begin(self, prompt: str) -> _UnderWay | None:
-        """None if the text encoder is at home, and nobody prepared prompts of that length."""
-        parts, at_home = self._components, self._at_home
+    def _keep(self, prompt: str, embedding: PromptEmbedding) -> None:
+        self._done[prompt] = embedding
+        if len(self._done) > _KEPT:
+            del self._done[next(iter(self._done))]
+
+    def _begin(self, prompt: str) -> _UnderWay:
+        parts = self._components
         tokens = tokenize(parts.tokenizer, prompt, parts.max_prompt_tokens)
-        if at_home is not None and at_home.is_here:
-            if not at_home.is_prepared(len(tokens.ids)):
-                return None
-            return _UnderWay(prompt, tokens, torch.empty(0), [lambda _: at_home.encode(tokens.ids)])
         with torch.inference_mode(), self._lane.beside():
             rows = embedded(parts.text_encoder, tokens.ids, parts.device)
-        return _UnderWay(prompt, tokens, rows, [partial(through_stock, layers) for layers in self._slices_of_layers()])
+        return _UnderWay(prompt, tokens, rows, list(self._pieces()))
 
     def _run_piece(self, under_way: _UnderWay) -> None:
         with torch.inference_mode(), self._lane.beside():
             watch = stopwatch(self._components.device)
             watch.start()
-            piece = under_way.left.pop(0)
-            under_way.rows = piece(under_way.rows)
+            layers = under_way.left.pop(0)
+            under_way.rows = through_stock(layers, under_way.rows)
             if not under_way.left:
                 under_way.rows = to_host(under_way.rows)
             watch.stop()
@@ -237,7 +245,7 @@ class PromptsAhead:
             ahead_ms=_sum_of(ahead),
         )
 
-    def _slices_of_layers(self) -> list[Qwen3Model]:
+    def _pieces(self) -> list[Qwen3Model]:
         if not self._slices:
             encoder = self._components.text_encoder
             layers = len(encoder.layers)

@@ -146,14 +146,8 @@ class Engine:
         self._precision = components.rounded.precision if components.rounded else precision
         self._cache = EmbeddingCache(embedding_cache_bytes)
         self._text_encoder = FastTextEncoder(components.text_encoder, components.device, recorder)
-        # With a recorder, and thus a pool of memory, of its own: it runs beside all others.
-        self._encoder_beside = FastTextEncoder(
-            components.text_encoder, components.device, recorder_for(components.device)
-        )
         is_gpu = components.device.type == "cuda"
-        self._ahead = (
-            PromptsAhead(components, CudaSideLane(components.device), self._encoder_beside) if is_gpu else None
-        )
+        self._ahead = PromptsAhead(components, CudaSideLane(components.device)) if is_gpu else None
         self._encoder = PromptEncoder(components, self._cache, self._text_encoder.encode, self._ahead)
         self._residence = TextEncoderResidence(components.text_encoder, components.device)
         self._ladder = memory.MemoryLadder(components.memory_plan, components.device)
@@ -218,7 +212,6 @@ class Engine:
         latents, plan = self._latents_of(shape), self._plan_of(shape)
         pieces: tuple[Callable[[], object], ...] = (
             partial(self._text_encoder.prepare, shape.caption_tokens),
-            partial(self._encoder_beside.prepare, shape.caption_tokens),
             *self._transformer.measurements(latents, somebody_waits),
             partial(self._transformer.prepare, latents),
             partial(self._decoder.prepare, *_decoded_at_once(latents, plan), record=not plan.streams_transformer),
@@ -275,11 +268,11 @@ class Engine:
 
     def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
         """Do a short piece of encoding what `request` says; as `Generator.encode_ahead`."""
-        residence = self._residence
-        if residence.visits and not (wait or residence.visits_unnoticed):
+        if not (wait or self._residence.visits_unnoticed):
             return False
+        encode_ahead = partial(self._encoder.encode_ahead, wait=wait, whole=not self._residence.visits)
         prompts = [request.prompt] if request.guidance_scale == 0.0 else [request.prompt, request.negative_prompt]
-        return any(self._encoder.encode_ahead(prompt, wait=wait) for prompt in prompts)  # the first that is not done
+        return any(encode_ahead(prompt) for prompt in prompts)  # the first that is not done
 
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event
@@ -327,7 +320,7 @@ class Engine:
             ran_out: memory has run out, so that it goes back to the driver at once. Otherwise it does when somebody
                 needs it.
         """
-        parts = (self._transformer, self._text_encoder, self._encoder_beside, self._decoder)
+        parts = (self._transformer, self._text_encoder, self._decoder)
         held_memory = [part.release() for part in parts]
         self._give_up_ahead()
         if ran_out:
@@ -377,9 +370,7 @@ class Engine:
 
     def _settle(self, plan: MemoryPlan) -> None:
         if not plan.keeps_text_encoder:
-            held_memory = [encoder.release() for encoder in (self._text_encoder, self._encoder_beside)]
-            if any(held_memory):  # nothing may hold on to weights that move, or read them still
-                self._give_up_ahead()
+            self._text_encoder.release()  # nothing may hold on to weights that move
         else:
             self._give_up_ahead()
         self._residence.settle(resident=plan.keeps_text_encoder)

@@ -171,27 +171,21 @@ class Worker:
 
     def _encode_next(self) -> None:
         """A step is computed: use the wait for whoever comes next, as things stand now, or for who is writing."""
-        waiting = self._queue.peek()
-        if waiting is None or not self._generator.encode_ahead(waiting.request):
-            self._encode_piece_of_announced()
+        waiting, announced = self._queue.peek(), self._queue.announced
+        if waiting is not None and self._generator.encode_ahead(waiting.request):
+            return
+        if announced is not None:  # and stays so: nothing may be left to do, or it has to wait for the job's end
+            self._generator.encode_ahead(announced)
 
     def _encode_announced(self) -> None:
         """Nothing is computed: encode what somebody is writing, unless a job waits."""
-        while not self._somebody_waits() and self._encode_piece_of_announced(wait=True):
-            pass
-
-    def _encode_piece_of_announced(self, *, wait: bool = False) -> bool:
-        """Do a piece of it; False when nothing is announced."""
-        announced = self._queue.announced
-        if announced is None:
-            return False
-        is_left = False
-        try:
-            is_left = self._generator.encode_ahead(announced, wait=wait)
-        finally:
-            if not is_left:
-                self._queue.done_with(announced)
-        return True
+        while (announced := self._queue.announced) is not None and not self._somebody_waits():
+            is_left = False
+            try:
+                is_left = self._generator.encode_ahead(announced, wait=True)
+            finally:
+                if not is_left:
+                    self._queue.done_with(announced)
 
     def _hand_over(self, job: Job, result: GenerationResult, *, begun_at_s: float, made_at_s: float) -> None:
         model = self._generator.info

@@ -171,7 +171,7 @@ class TestWithARecorder:
         assert not encoder.lacks(10)
         encoder.release()
         assert encoder.lacks(10)
-        monkeypatch.setattr(FastTextEncoder, "is_here", False)
+        monkeypatch.setattr(FastTextEncoder, "_weights_are_here", False)
         assert not encoder.lacks(10)
 
     def test_what_cannot_be_prepared_is_lacked_no_longer(self, text_encoder):
@@ -188,7 +188,7 @@ class TestWithARecorder:
     def test_while_the_weights_are_away_the_stock_module_encodes(self, encoder, stock_calls, monkeypatch):
         encoder.prepare(10)
         encoder.release()
-        monkeypatch.setattr(FastTextEncoder, "is_here", False)
+        monkeypatch.setattr(FastTextEncoder, "_weights_are_here", False)
         assert not encoder.prepare(10)
         encoder.encode(ids_of(10))
         assert stock_calls == [1]

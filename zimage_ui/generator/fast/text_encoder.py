@@ -181,7 +181,7 @@ class FastTextEncoder:
             torch.OutOfMemoryError: there is too little memory.
         """
         layer = self._layer
-        if layer is None or not self._is_supported or not self.is_here:
+        if layer is None or not self._is_supported or not self._weights_are_here:
             return encode_tokens(self._text_encoder, ids, self._device)
         if not self._recordings.can_record:
             return self._run(layer, self._tables(len(ids)), embedded(self._text_encoder, ids, self._device))
@@ -235,12 +235,11 @@ class FastTextEncoder:
 
     @property
     def _prepares(self) -> bool:
-        return self._recordings.can_record and self._is_supported and self.is_here
+        return self._recordings.can_record and self._is_supported and self._weights_are_here
 
     @property
-    def is_here(self) -> bool:
-        """Whether the weights live on the device; may be asked from any thread."""
-        table = self._text_encoder.embed_tokens.weight  # which never visits
+    def _weights_are_here(self) -> bool:
+        table = self._text_encoder.embed_tokens.weight  # which never visits: other threads may ask meanwhile
         return table.device.type == self._device.type
 
     def _record(self, length: int, way: Callable[[], Layer], recorder: Recorder) -> RecordedFunction:

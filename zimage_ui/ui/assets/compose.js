@@ -129,7 +129,7 @@ function adapt() {
   announceSoon();
 }
 
-/** Encoding may begin when the writing pauses. A CPU gains nothing by it: it is busy, and encodes in milliseconds. */
+/** A GPU has nothing to do while somebody writes: encoding may begin when the writing pauses. */
 function announceSoon() {
   clearTimeout(pause);
   const { device, memory_plan: plan } = model() ?? {};
