@@ -10,10 +10,10 @@ Stored are the plan and its reason, the layers streamed, the time to load, the p
 times of the stages. A pair that fails is stored with its error, and the others go on. These are caps on one GPU, not
 real cards: what they show is memory; times are those of that GPU.
 
-`--ahead` measures also what it brings to encode the next prompt beside the steps of the present picture, or while it is
-written: the time from picture to picture with and without, and that of a picture whose prompt was encoded before it was
-asked for, with as many shapes prepared as are kept; on a card of 16 GiB, where the text encoder is away, and on one of
-24, where it is not. `--cards` without any leaves the plans out.
+`--ahead` measures also what it brings to encode the next prompt before it is asked for, with as many shapes prepared as
+are kept: beside the steps of the present picture, by the time from picture to picture with and without, on a card of 16
+GiB, where the text encoder is away; and while it is written, there and on one of 24, where the text encoder is at home.
+`--cards` without any leaves the plans out.
 
 FOLDER is a model in diffusers layout; where there is none, the full-size architecture with random weights is written
 there first. Each part is written to the result as soon as it is there, and replaces what an earlier call found.
@@ -33,7 +33,7 @@ from zimage_ui.request import Precision
 
 CARDS_GIB = (24, 16, 12, 8)
 # Where encoding ahead is measured: without room for the text encoder, and nothing streamed; and with it.
-AHEAD_PAIRS = ((16, Precision.EXACT), (24, Precision.EXACT), (24, Precision.FP8))
+AHEAD_PAIRS = ((16, Precision.EXACT), (24, Precision.EXACT))
 HEADS = (
     "card, GiB", "picture", "precision", "plan", "streamed", "loaded, s", "peak loading, GiB", "allocated", "reserved",
     "cap", "unprepared, ms", "prepared, ms", *STAGES[:-1], "shapes kept", "beside them, ms", "holds",
@@ -127,19 +127,28 @@ def _kept(figures: Mapping[str, Any]) -> str:
 
 
 def _gain(figures: Mapping[str, Any]) -> str:
-    in_turn, ahead = (figures[name]["between_ms"] for name in ("in_turn", "ahead"))
-    written = figures["written"]
-    totals = [figures[name]["median_ms"]["total"] for name in ("written", "in_turn")]
+    encoded, drawn = (
+        [figures[name]["median_ms"][stage] for name in ("written", "in_turn")] for stage in ("encode", "total")
+    )
     series = [figures[name] for name in ("in_turn", "ahead", "written")]
-    drawn, cold = sum(len(each["pictures"]) for each in series), unprepared(series)
-    kept = f", {_kept(figures)} shapes kept" if "shapes" in figures else ""
-    told_unprepared = f". {cold} of {drawn} were drawn unprepared" if cold else ""
+    pictures, cold = sum(len(each["pictures"]) for each in series), unprepared(series)
+    told_unprepared = f". {cold} of {pictures} were drawn unprepared" if cold else ""
+    return (
+        f"plan {figures['plan']}, {_kept(figures)} shapes kept. {_gain_beside(figures)}. "
+        f"A picture whose prompt was encoded while it was written: {drawn[0]:.1f} ms instead of {drawn[1]:.1f}, "
+        f"of which encoding {encoded[0]:.1f} instead of {encoded[1]:.1f}, "
+        f"and {figures['written']['encoding_ms']['median']:.1f} before{told_unprepared}"
+    )
+
+
+def _gain_beside(figures: Mapping[str, Any]) -> str:
+    in_turn, ahead = (figures[name]["between_ms"] for name in ("in_turn", "ahead"))
+    prompts = figures["ahead"]["encoded_ahead"]
+    if not prompts:
+        return "Beside the picture before nothing is encoded"
     return (
         f"{ahead['median']:.1f} ms from picture to picture instead of {in_turn['median']:.1f} "
-        f"({figures['times_as_fast']:.2f} x), plan {figures['plan']}{kept}; {figures['ahead']['encoded_ahead']} of "
-        f"{ahead['count']} prompts encoded ahead. A picture whose prompt was encoded while it was written: "
-        f"{totals[0]:.1f} ms instead of {totals[1]:.1f}; encoding took {written['encoding_ms']['median']:.1f} ms before"
-        f"{told_unprepared}"
+        f"({figures['times_as_fast']:.2f} x), {prompts} of {ahead['count']} prompts encoded beside the picture before"
     )
 
 

@@ -238,6 +238,11 @@ def test_formats_know_their_file_ending_and_media_type(image_format: ImageFormat
     assert (image_format.suffix, image_format.media_type) == (suffix, media_type)
 
 
+def test_the_negative_prompt_is_read_with_guidance_only():
+    assert GenerationRequest(prompt="a boat", negative_prompt="fog").prompts == ("a boat",)
+    assert GenerationRequest(prompt="a boat", negative_prompt="fog", guidance_scale=2.0).prompts == ("a boat", "fog")
+
+
 @unhurried
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(GenerationRequest)]), ANYTHING))
 def test_whatever_comes_it_is_a_valid_request_or_one_message_that_names_the_field(values: dict[str, Any]):

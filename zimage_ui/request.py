@@ -195,6 +195,11 @@ class GenerationRequest:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is read of them: the negative prompt with guidance only."""
+        return (self.prompt,) if self.guidance_scale == 0.0 else (self.prompt, self.negative_prompt)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each picture: seed, seed + 1, ...; the request must have a seed."""
         if self.seed is None:

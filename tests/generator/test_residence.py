@@ -102,6 +102,19 @@ def test_on_a_cpu_home_and_device_are_one(text_encoder):
     for resident in (False, True, True, False):
         residence.settle(resident=resident)
         assert addresses(text_encoder) == home
+        assert residence.is_at_home
+
+
+def test_between_two_places_it_is_at_home_in_neither(text_encoder, monkeypatch):
+    residence = TextEncoderResidence(text_encoder, torch.device("cuda"))
+    monkeypatch.setattr(residence, "_come", lambda: None)
+    assert not residence.is_at_home
+    residence.settle(resident=True)
+    assert residence.is_at_home
+    monkeypatch.setattr(residence, "_leave", _run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        residence.settle(resident=False)
+    assert (residence.is_at_home, residence.visits) == (False, False)
 
 
 def test_away_from_a_gpu_each_layer_is_one_locked_piece_of_host_memory(text_encoder, driver, monkeypatch):

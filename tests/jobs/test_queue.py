@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -207,9 +208,9 @@ def test_whoever_waits_for_a_job_that_is_gone_again_may_go_on_with_what_can_wait
 
 class TestWhatIsAnnounced:
     def test_it_takes_no_place_and_no_turn(self):
-        queue = filled("a1", capacity=1)
-        queue.announce(REQUEST)
-        assert (len(queue), queue.order(), queue.announced) == (1, ("a1",), REQUEST)
+        queue, other = filled("a1", capacity=1), GenerationRequest(prompt="a boat at sea")
+        queue.announce(other)
+        assert (len(queue), queue.order(), queue.announced) == (1, ("a1",), other)
         assert taken(queue) == "a1"  # the job comes first
         assert queue.take() is None
         assert not queue.wanted
@@ -224,6 +225,12 @@ class TestWhatIsAnnounced:
         queue.done_with(newer)
         assert queue.announced is None
         assert queue.stays_quiet()
+
+    def test_once_a_job_asks_for_it_it_is_done_with(self):
+        queue = filled("a1")
+        queue.announce(replace(REQUEST, seed=5, width=64))  # the prompts are what counts
+        assert taken(queue) == "a1"
+        assert queue.announced is None
 
     def test_whoever_waits_for_a_job_hears_of_it(self):
         queue, answers = JobQueue(2), []

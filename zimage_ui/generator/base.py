@@ -291,7 +291,7 @@ class Generator(Protocol):
         """
 
     def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
-        """Do one short piece of encoding the prompt of `request`, which waits or is still being written.
+        """Do one piece of a few milliseconds of encoding the prompt of `request`, which waits or is being written.
 
         To be called by the listener of the `generate` under way, from `step_done`, so that it is done beside the step
         that is computed then; or by whoever has nothing else to do. It never raises: what fails is the request's own

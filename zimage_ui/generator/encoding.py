@@ -123,12 +123,13 @@ class PromptEncoder:
         return self._cache.get(key, lambda: self._compute(key.prompt))
 
     def encode_ahead(self, prompt: str, *, wait: bool = False, whole: bool = False) -> bool:
-        """Do a short piece of encoding `prompt`, before it is asked for; False when nothing is left to do.
+        """Do a piece of encoding `prompt`, before it is asked for; False when nothing is left to do.
 
         Args:
             prompt: of some job to come.
             wait: for the piece to be done.
-            whole: do all of it, as `encode` would, and wait. Nothing else may be under way on the device.
+            whole: one piece is all of it, done as `encode` would, and waited for. Nothing else may be under way on the
+                device.
         """
         key = self._key(prompt)
         if self._ahead is None or key in self._cache:

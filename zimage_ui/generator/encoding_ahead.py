@@ -108,7 +108,7 @@ class _UnderWay:
 
 
 class PromptsAhead:
-    """Encodes prompts a piece at a time, beside other work; for the one thread that owns the device."""
+    """Encodes prompts before they are asked for, in pieces or whole; for the one thread that owns the device."""
 
     def __init__(self, components: Components, lane: SideLane) -> None:
         """Keep what encoding needs.

@@ -267,12 +267,12 @@ class Engine:
         self._cache.reset()
 
     def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
-        """Do a short piece of encoding what `request` says; as `Generator.encode_ahead`."""
-        if not (wait or self._residence.visits_unnoticed):
+        """Do a piece of encoding what `request` says; as `Generator.encode_ahead`."""
+        residence = self._residence
+        if not (residence.visits_unnoticed or (wait and (residence.visits or residence.is_at_home))):
             return False
-        encode_ahead = partial(self._encoder.encode_ahead, wait=wait, whole=not self._residence.visits)
-        prompts = [request.prompt] if request.guidance_scale == 0.0 else [request.prompt, request.negative_prompt]
-        return any(encode_ahead(prompt) for prompt in prompts)  # the first that is not done
+        encode_ahead = partial(self._encoder.encode_ahead, wait=wait, whole=not residence.visits)
+        return any(encode_ahead(prompt) for prompt in request.prompts)  # the first that is not done
 
     def generate(
         self, request: GenerationRequest, listener: GenerationListener, cancel: threading.Event

@@ -79,6 +79,11 @@ class TextEncoderResidence:
         return self._visits is not None
 
     @property
+    def is_at_home(self) -> bool:
+        """Whether all weights are where it computes; not while they move, nor after they could not."""
+        return self._device.type == "cpu" or self._is_resident is True
+
+    @property
     def visits_unnoticed(self) -> bool:
         """Whether layers visit the device without the host's waiting for their copies: from locked pages only."""
         return self.visits and all(home.is_locked for home in self._homes)

@@ -160,7 +160,7 @@ class ZImageGenerator:
         return engine.generate(request, listener, cancel or threading.Event())
 
     def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
-        """Do one short piece of encoding the prompt of `request`, where the text encoder lives in host memory."""
+        """Do one piece of encoding the prompt of `request`; `wait` for it between requests alone."""
         engine = self._engine
         return engine is not None and engine.encode_ahead(request, wait=wait)
 

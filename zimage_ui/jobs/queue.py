@@ -122,6 +122,7 @@ class JobQueue:
 
         Returns:
             None when the queue is `closed`; and when no job waits, but something is announced, or one was removed.
+            What was announced is done with once it is asked for.
         """
         with self._changed:
             self._changed.wait_for(lambda: self.wanted or self._announced is not None or self._withdrawn)
@@ -132,6 +133,8 @@ class JobQueue:
             job = lane.popleft()
             self._served = client
             self._leave(client)
+            if self._announced is not None and self._announced.prompts == job.request.prompts:
+                self._announced = None
             return job
 
     def peek(self) -> Job | None:

@@ -206,7 +206,7 @@ class TestRecordings:
         return tried
 
     def test_a_way_that_never_worked_is_tried_once(self, recorder):
-        """Each failure costs time, and a pool of memory of its own for whatever is recorded before the next one."""
+        """Each failure costs time; within a recording also a pool of its own for what is recorded before the next."""
         tried = self.tried_for([1, 2, 3], ["ours", "compiled"], {"ours"}, recorder)
         assert tried == [(1, "ours"), (1, "compiled"), (2, "compiled"), (3, "compiled")]
         assert recorder.recorded == 3

@@ -188,8 +188,8 @@ class Recordings(Generic[_Key, _Way]):
             capacity: how many are kept, those that were used last.
             recorder: records them, and those of other parts; None is where nothing is ever prepared.
             ways: of making what is recorded, tried in this order for each size until one works. One that fails before
-                it has ever worked is not tried again, but for the last: each failure costs time, and a pool of memory
-                that the recordings before and after it do not share.
+                it has ever worked is not tried again, but for the last: each failure costs time and, within a
+                recording, a pool of memory that those before and after it do not share.
         """
         self._recorder = recorder
         self._ways = tuple(ways)

@@ -129,12 +129,10 @@ function adapt() {
   announceSoon();
 }
 
-/** A GPU has nothing to do while somebody writes: encoding may begin when the writing pauses. */
+/** On a GPU encoding begins when the writing pauses. */
 function announceSoon() {
   clearTimeout(pause);
-  const { device, memory_plan: plan } = model() ?? {};
-  const gains = device?.startsWith("cuda") || (plan && plan !== "resident");
-  if (gains && !composing && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
+  if (!composing && model()?.device.startsWith("cuda") && recall("prompt")) pause = setTimeout(announce, PAUSE_MS);
 }
 
 /** Nobody waits for an answer, nor hears of a failure. */
