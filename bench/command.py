@@ -76,9 +76,12 @@ def parse_size(text: str) -> Size:
     """(832, 1248) of "832x1248".
 
     Raises:
-        ValueError: it is none.
+        argparse.ArgumentTypeError: it is none.
     """
-    width, height = map(int, text.split("x"))
+    try:
+        width, height = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 832x1248") from None
     return width, height
 
 
@@ -123,4 +126,5 @@ def build(options: argparse.Namespace) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if options.bf16_transformer else "float32"
+    print(f"building the model in {options.folder} ...", flush=True)
     print(f"built in {alone(full_size.build, options.folder, device, options.tiny, dtype):.1f} s", flush=True)

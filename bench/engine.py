@@ -207,10 +207,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     result = open_result(options)
     left_out = Bench(options, result).run()
-    result.content["summary"] = summary(result.content["parts"])
+    result.content["summary"] = summary(result.content["parts"], judged=not options.tiny)
     result.write()
     print(text_of(result.content["summary"]))
-    print(options.result)
+    print(f"stored in {options.result}")
     if left_out:
         raise SystemExit(f"left out: {', '.join(left_out)}")
 

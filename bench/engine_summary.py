@@ -102,8 +102,11 @@ BARS = (
 )  # fmt: skip
 
 
-def summary(parts: Parts) -> dict[str, Any]:
-    """Rows, bars, and the device's peak of matrix products that the rows' shares are of (None when not measured)."""
+def summary(parts: Parts, *, judged: bool = True) -> dict[str, Any]:
+    """Rows, bars, and the device's peak of matrix products that the rows' shares are of (None when not measured).
+
+    Bars are of the full size on one H100: what is not `judged` has none.
+    """
     peak_tflops = best_rate(parts)
     sizes = found(parts, "sizes") or {}
     rows = [
@@ -111,7 +114,7 @@ def summary(parts: Parts) -> dict[str, Any]:
         for size in sorted(sizes, key=pixels_of)
         for player in sorted(sizes[size], key=_place)
     ]
-    return {"peak_tflops": peak_tflops, "rows": rows, "bars": [bar.judge(parts) for bar in BARS]}
+    return {"peak_tflops": peak_tflops, "rows": rows, "bars": [bar.judge(parts) for bar in BARS] if judged else []}
 
 
 def best_rate(parts: Parts) -> float | None:
@@ -139,7 +142,7 @@ def text_of(told: Mapping[str, Any], *, markdown: bool = False) -> str:
             f"Peak of matrix products in the transformer's shapes: {peak:.4g} TFLOP/s."
             if peak
             else "No peak measured.",
-            _table(BAR_COLUMNS, bars, markdown=markdown),
+            _table(BAR_COLUMNS, bars, markdown=markdown) if bars else "Bars are of the full size on one H100 alone.",
         ]
     )
 
@@ -183,6 +186,8 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, str):
         return value
+    if name.endswith("tflops") and value < 1:  # of a tiny model
+        return f"{value:.2g}"
     return f"{value:.2f}" if name == "times_as_fast" or name.endswith("_gib") else f"{value:.1f}"
 
 

@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure(options, turns)
     parts = result.content["parts"]
     print(text_of(parts))
-    print(options.result)
+    print(f"stored in {options.result}")
     amiss = {"left out or failed": turns.left_out, "did not hold": not_held(parts, options)}
     if any(amiss.values()):
         raise SystemExit("; ".join(f"{what}: {', '.join(names)}" for what, names in amiss.items() if names))

@@ -224,12 +224,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, nargs="?", default=BUNDLED_FOLDER, help="of the model [the bundled one]")
     parser.add_argument("--modes", nargs="*", choices=LOSSY, default=list(LOSSY), help="lossy ones [all]")
     parser.add_argument("--stock", action="store_true", help="compare with the stock pipeline, too")
-    parser.add_argument("--sizes", nargs="+", type=parse_size, default=[(256, 256), (384, 384)], help="WIDTHxHEIGHT")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=parse_size,
+        default=[(256, 256), (384, 384)],
+        metavar="WIDTHxHEIGHT",
+        help="of the pictures [256x256 384x384]",
+    )
     parser.add_argument("--prompts", type=int, default=6, help="of each size, with two seeds each [6]")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of a CPU")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of a CPU [2, or one]")
     parser.add_argument("--commit", default=commit(), help="that is measured [as git says]")
-    parser.add_argument("--result", type=Path, default=RESULTS / "quality.json")
+    parser.add_argument("--result", type=Path, default=RESULTS / "quality.json", help="[bench/results/quality.json]")
     options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        parser.error(f"{options.folder} is no folder; `python -m bench.engine` builds one")
     options.folder = options.folder.absolute()
     return options
 
@@ -244,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = PartedResult(options.result, told)
     measure(options, result)
     print(table(result.content["parts"]))
-    print(options.result)
+    print(f"stored in {options.result}")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ def test_of_nothing_measured_there_are_bars_and_no_rows():
     assert "No peak measured." in text_of(told)
 
 
+def test_what_is_no_full_size_is_not_judged():
+    told = summary(PARTS, judged=False)
+    assert told["bars"] == []
+    assert text_of(told).endswith("Bars are of the full size on one H100 alone.")
+
+
 def test_bars_read_the_modes_that_there_are():
     assert found({"a": {"b": 1}}, "a", "b") == 1
     assert found({"a": 1}, "a", "b") is None

@@ -42,6 +42,12 @@ def test_every_lossy_precision_is_measured_unless_named():
     assert quality.parse(["--modes", "int8"]).modes == ["int8"]
 
 
+def test_a_folder_that_is_not_there_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        quality.main([str(tmp_path / "nowhere")])
+    assert f"{tmp_path / 'nowhere'} is no folder; `python -m bench.engine` builds one" in capsys.readouterr().err
+
+
 @pytest.mark.model
 def test_the_stock_pipeline_of_a_tiny_model_draws_what_exact_draws(tmp_path: Path):
     """A CPU computes in fp32: there is nothing that fp32 could show beside it."""

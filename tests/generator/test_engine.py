@@ -512,6 +512,16 @@ class TestPreparedShapes:
         difference = as_array(warm.images[0]).astype(int) - as_array(cold.images[0])
         assert np.abs(difference).max() <= 1
 
+    def test_what_was_prepared_for_shapes_that_are_forgotten_goes(self, engine):
+        shapes = [PictureShape(64, 64, 32), PictureShape(64, 64, 64), PictureShape(96, 64, 32)]
+        assert all(engine.prepare(shape.width, shape.height, shape.caption_tokens) for shape in shapes)
+        engine.keep_only(shapes[1:])
+        assert [engine.is_prepared(shape) for shape in shapes] == [False, True, True]
+        engine.keep_only(shapes[1:2])
+        assert [engine.is_prepared(shape) for shape in shapes] == [False, True, False]
+        assert make(engine, request(width=96)).shape_warm is False
+        assert not engine._decoder.is_prepared(8, 12)
+
     def test_on_a_cpu_there_is_nothing_to_say(self, components):
         engine = Engine(components, 1 << 20)
         assert not engine.prepares

@@ -2,17 +2,20 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
+from tests.generator.fast.conftest import ReplayingRecorder
 from zimage_ui.errors import DeviceLostError, DeviceMemoryError, GenerationError, ZImageError
 from zimage_ui.generator.base import ModelProfile, ShapeState, ShapeStatus
 from zimage_ui.generator.demand import KEPT_SEEN
 from zimage_ui.generator.fast import denoiser, text_encoder, vae
 from zimage_ui.generator.fast.giving_way import GAVE_WAY
+from zimage_ui.generator.fast.graphs import Recordings
 from zimage_ui.generator.fast.shapes import PictureShape
 from zimage_ui.generator.memory import FIRST_PATIENCE
 from zimage_ui.generator.preparation import CAPTION_TOKENS, Preparation
@@ -67,6 +70,9 @@ class Books:
 
     def rehearse(self, shape: PictureShape) -> None:
         self._do("rehearsal", shape)
+
+    def keep_only(self, shapes: Collection[PictureShape]) -> None:
+        self.prepared &= set(shapes)
 
     def release(self, *, ran_out: bool) -> bool:
         self.releases += 1
@@ -453,9 +459,48 @@ def test_shapes_that_nobody_uses_any_more_are_forgotten(books: Books, preparatio
     assert books.recorded == [PictureShape(16, 16, 32)]
 
 
+class Bounded(Books):
+    """Keeps what it prepared as the engine's parts do: no more than may be known, those that were drawn last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        recorder = ReplayingRecorder()
+        self.kept = Recordings[PictureShape, str](
+            len(PROFILE.sizes) * len(CAPTION_TOKENS) + KEPT_SEEN, recorder, ["way"]
+        )
+
+    def is_prepared(self, shape: PictureShape) -> bool:
+        return shape in self.kept
+
+    def keep_only(self, shapes: Collection[PictureShape]) -> None:
+        self.kept.keep_only(shapes.__contains__)
+
+    def make(self, preparation: Preparation) -> None:
+        pass
+
+    def _do(self, piece: str, shape: PictureShape) -> None:
+        self.done.append((piece, shape))
+        if piece == "graph":
+            self.kept.prepare(shape, lambda way, recorder: torch.clone, str(shape))
+
+
+def test_however_many_sizes_are_asked_for_what_stays_known_is_prepared_once() -> None:
+    books = Bounded()
+    preparation = Preparation(books, PROFILE)
+    finish(preparation)
+    others = [PictureShape(16 * number, 64, 32) for number in range(9, 9 + 3 * KEPT_SEEN)]
+    for shape in others:
+        asked(preparation, books, shape)
+        finish(preparation)
+    first = [PictureShape(*size, tokens) for size in PROFILE.sizes for tokens in CAPTION_TOKENS]
+    assert books.recorded == [*first, *others]
+    assert all(map(books.is_prepared, [*first, *others[-KEPT_SEEN:]]))
+    assert not any(map(books.is_prepared, others[:-KEPT_SEEN]))
+
+
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_the_engine_keeps_all_that_is_asked_for_at_a_time(profile: ModelProfile) -> None:
-    """Or preparing one would drop another, which would be prepared again, without end."""
+    """Or preparing one would drop another, which would be prepared again."""
     assert len(profile.sizes) * len(CAPTION_TOKENS) + KEPT_SEEN <= denoiser._KEPT_PASSES
     assert len(profile.sizes) + KEPT_SEEN <= vae._KEPT_SIZES
     assert len(CAPTION_TOKENS) + KEPT_SEEN <= text_encoder._KEPT_LENGTHS

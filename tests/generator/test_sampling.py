@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.generator.stock_denoiser import StockDenoiser
 from zimage_ui.errors import GenerationError, JobCancelledError
 from zimage_ui.generator.encoding import tokenize, without_last_layer
 from zimage_ui.generator.fast.text_encoder import encode_tokens
 from zimage_ui.generator.sampling import (
     Schedule,
-    StockDenoiser,
     initial_latents,
     make_schedule,
     sample,

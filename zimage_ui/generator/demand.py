@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from zimage_ui.generator.fast.shapes import PictureShape
 
-# Shapes that people asked for, those that were used last. With the profiles' own they are fewer than the engine's parts
-# keep at a time: what was prepared for one never has to go for another.
+# Shapes that people asked for, those that were used last. With the profiles' own no more than the engine's parts
+# keep at a time, and those drop what is forgotten here: so what was prepared for one never has to go for another.
 KEPT_SEEN = 8
 # Requests that are "of late": so many that all of as many sizes in turns as are remembered were asked for twice.
 _LATE = 2 * KEPT_SEEN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -112,6 +112,7 @@ class Engine:
     """Makes pictures with one set of components.
 
     Attributes:
+        prepares: whether anything can be prepared on this device.
         components: as loaded, but for the text encoder's last layer, which nobody needs; its memory is free once the
             components as loaded are dropped.
         projection: draws the previews; None until `fit_preview`, and then there are none.
@@ -225,6 +226,13 @@ class Engine:
         encodes = not self._text_encoder.lacks(shape.caption_tokens)
         return encodes and decodes and self._transformer.is_prepared(latents)
 
+    def keep_only(self, shapes: Collection[PictureShape]) -> None:
+        """Drop what was prepared for none of `shapes`: nobody asks for it any more. Lengths of prompts alone stay."""
+        latents = {shape: self._latents_of(shape) for shape in shapes}
+        self._transformer.keep_only(frozenset(latents.values()))
+        decoded = {_decoded_at_once(size, self._plan_of(shape)) for shape, size in latents.items()}
+        self._decoder.keep_only(decoded)
+
     def rehearse(self, shape: PictureShape) -> None:
         """Make pictures of `shape` in one step without a prompt, and drop them; the prompt cache does not notice.
 
@@ -268,10 +276,11 @@ class Engine:
 
     def encode_ahead(self, request: GenerationRequest, *, wait: bool = False) -> bool:
         """Do a piece of encoding what `request` says; as `Generator.encode_ahead`."""
-        residence = self._residence
-        if not (residence.visits_unnoticed or (wait and (residence.visits or residence.is_at_home))):
+        visits, is_at_home = self._residence.visits, self._residence.is_at_home
+        serves = visits or is_at_home if wait else self._residence.visits_unnoticed
+        if not serves:
             return False
-        encode_ahead = partial(self._encoder.encode_ahead, wait=wait, whole=not residence.visits)
+        encode_ahead = partial(self._encoder.encode_ahead, wait=wait, whole=not visits)
         return any(encode_ahead(prompt) for prompt in request.prompts)  # the first that is not done
 
     def generate(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,6 +63,9 @@ class Preparable(Protocol):
     def times_out_of_memory(self) -> int:
         """How often an allocation failed so far, also where that did no harm."""
 
+    def keep_only(self, shapes: Collection[PictureShape]) -> None:
+        """Drop what was prepared for none of `shapes`."""
+
     def release(self, *, ran_out: bool) -> bool:
         """Give up all that was prepared, because memory `ran_out` or for others; whether any of it held memory."""
 
@@ -109,9 +112,13 @@ class Preparation:
         """Note that pictures of `shapes`, of one size, were just made: they come first now, and need no rehearsal."""
         self._under_way = None
         self._rehearsed |= {shape.promptless for shape in shapes}
+        before = self._demand.known()
         self._demand.made(*shapes)
         self._mind_memory(shapes)
         known = self._demand.known()
+        if not set(before) <= set(known):
+            # Kept, one more would drop what was drawn longest ago instead: a preset, and all others after it.
+            self._engine.keep_only(known)
         self._refused &= frozenset(known)
         self._rehearsed &= {kept.promptless for kept in known}
 

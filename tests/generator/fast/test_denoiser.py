@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tests.generator.fast.conftest import ReplayingRecorder, random_transformer
+from tests.generator.stock_denoiser import StockDenoiser
 from zimage_ui.generator.fast import denoiser, parts, step
 from zimage_ui.generator.fast.denoiser import FastTransformer, caption_length
 from zimage_ui.generator.fast.giving_way import GAVE_WAY, give_way
 from zimage_ui.generator.fast.product_kernels import ProductKernels
 from zimage_ui.generator.fast.shapes import DenoiserShape
 from zimage_ui.generator.fast.step import EAGER, TRITON
-from zimage_ui.generator.sampling import StockDenoiser, make_schedule, sample
+from zimage_ui.generator.sampling import make_schedule, sample
 from zimage_ui.request import SchedulerName
 
 pytestmark = pytest.mark.model

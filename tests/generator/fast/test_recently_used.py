@@ -40,3 +40,13 @@ def test_looking_at_all_of_it_is_no_use():
     assert list(kept.values()) == [1, 2]
     kept.put("c", 3)
     assert list(kept.values()) == [2, 3]
+
+
+def test_all_but_some_can_be_forgotten():
+    kept = RecentlyUsed[int, str](3)
+    for key in range(3):
+        kept.put(key, str(key))
+    kept.keep_only(lambda key: key != 1)
+    assert list(kept.values()) == ["0", "2"]
+    kept.put(3, "3")
+    assert 0 in kept

@@ -10,7 +10,7 @@ worked here; and so is one whose preparation failed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,10 @@ class FastTransformer:
     def is_prepared(self, shape: DenoiserShape) -> bool:
         """Whether a denoiser of `shape` would use what was prepared for it."""
         return shape in self._passes
+
+    def keep_only(self, shapes: Collection[DenoiserShape]) -> None:
+        """Drop what was prepared for all others: nobody asks for them any more."""
+        self._passes.keep_only(shapes.__contains__)
 
     def release(self) -> bool:
         """Drop what was prepared, because memory ran out: until prepared again, shapes are denoised as cold ones.

@@ -242,6 +242,10 @@ class Recordings(Generic[_Key, _Way]):
                 self._ways = tuple(other for other in self._ways if other != way)
         return False
 
+    def keep_only(self, is_wanted: Callable[[_Key], bool]) -> None:
+        """Drop what else is ready."""
+        self._kept.keep_only(is_wanted)
+
     def release(self) -> bool:
         """Drop all that is ready.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -37,6 +37,11 @@ class RecentlyUsed(Generic[_Key, _Kept]):
     def values(self) -> Iterable[_Kept]:
         """All that is kept, which is no use of it."""
         return self._kept.values()
+
+    def keep_only(self, is_wanted: Callable[[_Key], bool]) -> None:
+        """Forget the others."""
+        for key in [key for key in self._kept if not is_wanted(key)]:
+            del self._kept[key]
 
     def clear(self) -> None:
         """Keep nothing."""

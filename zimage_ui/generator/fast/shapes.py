@@ -33,11 +33,6 @@ class PictureShape:
     num_images: int = 1
 
     @property
-    def pixels(self) -> int:
-        """Of all its pictures."""
-        return self.width * self.height * self.num_images
-
-    @property
     def promptless(self) -> PictureShape:
         """The same whatever the prompt."""
         return replace(self, caption_tokens=0)

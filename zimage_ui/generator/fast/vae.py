@@ -10,7 +10,7 @@ compiler's. Before, and whenever anything goes wrong, the stock module decodes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Sizes of picture that are in use at a time: more than `preparation` asks for. All graphs share memory.
+# Sizes of picture that are in use at a time: as many as `preparation` asks for at the most. All graphs share memory.
 _KEPT_SIZES = 16
 
 
@@ -125,6 +125,10 @@ class FastDecoder:
     def is_prepared(self, height: int, width: int) -> bool:
         """Whether latents of `height` x `width` are decoded by what was prepared for them."""
         return any(_PassKind(height, width, recorded) in self._passes for recorded in (True, False))
+
+    def keep_only(self, sizes: Collection[tuple[int, int]]) -> None:
+        """Drop what was prepared for latents of all other sizes, (height, width): nobody asks for them any more."""
+        self._passes.keep_only(lambda kind: (kind.height, kind.width) in sizes)
 
     def release(self) -> bool:
         """Drop what was prepared, because memory ran out.
