@@ -164,7 +164,7 @@ class TestWhatIsStillWritten:
             assert answer.value.status == 204
             person.generate.click()
             expect(person.account).to_contain_text("prompt encoded ahead, 40 ms")
-            expect(person.page.locator("zi-strip img")).to_have_count(1)  # saved, and so no longer under way
+            expect(person.account.locator(".zi-total")).to_be_visible()  # ended; its picture shows before
             assert len(studio.services.jobs.board.recent(9)) == 1
 
     def test_what_comes_back_with_the_page_is_announced_too(
@@ -259,7 +259,7 @@ class TestWhatIsStillWritten:
 
 
 def test_a_prompt_that_was_encoded_ahead_says_so(tmp_path: Path, run_studio: StudioMaker, visit: Visiting) -> None:
-    generator = OnDevice(FakeScript(encode_s=0.04, encodes_ahead=True))
+    generator = FakeGenerator(FakeScript(encode_s=0.04, encodes_ahead=True))
     with run_studio(tmp_path, generator=generator, started=False) as studio:
         person = visit(studio).open()
         for prompt in ("the first", "the second"):
