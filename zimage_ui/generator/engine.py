@@ -391,19 +391,16 @@ class Engine:
             self._ahead.forget()
 
     def _encode(self, request: GenerationRequest) -> _Prompts:
-        positive, hit = self._encoder.encode(request.prompt)
-        if request.guidance_scale == 0.0:
-            embeds = to_device(positive.prompt_embeds, self.components.device)
-            ahead_ms = _ahead_ms((positive, hit))
-            return _Prompts(embeds, None, hit, positive.prompt_tokens, positive.truncated_tokens, ahead_ms)
-        negative, negative_hit = self._encoder.encode(request.negative_prompt)
+        encoded = [self._encoder.encode(prompt) for prompt in request.prompts]
+        embeddings = [embedding for embedding, _ in encoded]
+        embeds = [to_device(embedding.prompt_embeds, self.components.device) for embedding in embeddings]
         return _Prompts(
-            to_device(positive.prompt_embeds, self.components.device),
-            to_device(negative.prompt_embeds, self.components.device),
-            hit and negative_hit,
-            positive.prompt_tokens,
-            positive.truncated_tokens + negative.truncated_tokens,
-            _ahead_ms((positive, hit), (negative, negative_hit)),
+            positive=embeds[0],
+            negative=embeds[1] if len(embeds) > 1 else None,
+            cache_hit=all(hit for _, hit in encoded),
+            prompt_tokens=embeddings[0].prompt_tokens,
+            truncated_tokens=sum(embedding.truncated_tokens for embedding in embeddings),
+            ahead_ms=_ahead_ms(*encoded),
         )
 
     def _sample(self, job: _Job, prompts: _Prompts) -> _Steps:
